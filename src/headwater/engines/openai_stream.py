@@ -1,0 +1,200 @@
+"""Read an OpenAI-style chat stream (OpenAI, vLLM, llama.cpp, most providers) into events.
+
+One decoder for all of them: what an engine adds (llama.cpp's `timings` and `prompt_progress`, vLLM's running `usage`,
+either name of reasoning) are optional fields of one chunk. Source: the OpenAI API reference, "The chat completion chunk
+object"; llama.cpp `tools/server/README.md`; vLLM `stream_options.continuous_usage_stats`.
+"""
+
+from typing import Any
+
+import msgspec
+
+from headwater.engines.sse import LineTooLong, SSEParser
+from headwater.errors import EngineFailed
+from headwater.events import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Progress,
+    Reasoning,
+    Started,
+    Text,
+    TokenLogprob,
+    ToolCallDelta,
+    UsageReport,
+)
+from headwater.usage import reported
+
+BAD_LINES_MAX = 8
+"""So many unreadable lines are passed over; after that the stream is garbage, not damaged."""
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    refusal: str | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[TokenLogprob] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Timings(msgspec.Struct):
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
+class _PromptProgress(msgspec.Struct):
+    total: int = 0
+    cache: int = 0
+    processed: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    timings: _Timings | None = None
+    prompt_progress: _PromptProgress | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class OpenAIStreamDecoder:
+    """One attempt's answer: bytes in, events out. Pure.
+
+    `is_done` turns true at `[DONE]`. `bad_lines_count` and `lying_reports_count` say what was passed over, for the log.
+    """
+
+    def __init__(self) -> None:
+        self._lines = SSEParser()
+        self._has_started = False
+        self.is_done = False
+        self.bad_lines_count = 0
+        self.lying_reports_count = 0
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Events completed by these bytes. A stream that is garbage ends in Failed; nothing is raised."""
+        events: list[Event] = []
+        try:
+            payloads = self._lines.feed(data)
+        except LineTooLong as error:
+            return [Failed(EngineFailed(f"The engine's answer can't be read: {error}."))]
+        for payload in payloads:
+            if payload == b"[DONE]":
+                self.is_done = True
+                break
+            try:
+                chunk = _decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self.bad_lines_count += 1
+                if self.bad_lines_count > BAD_LINES_MAX:
+                    events.append(
+                        Failed(
+                            EngineFailed(f"The engine sent more than {BAD_LINES_MAX} lines that are not JSON events.")
+                        )
+                    )
+                    break
+                continue
+            self._chunk(chunk, events)
+        return events
+
+    def _chunk(self, chunk: _Chunk, events: list[Event]) -> None:
+        if chunk.error is not None:
+            events.append(Failed(EngineFailed("The engine reported an error in the middle of its answer.")))
+            return
+        if not self._has_started:
+            self._has_started = True
+            events.append(Started())
+        if chunk.prompt_progress is not None:
+            progress = chunk.prompt_progress
+            events.append(Progress(progress.processed, progress.total, progress.cache))
+        # The engine's running count goes before the content it counts: a reader that stops after the content has both.
+        if chunk.timings is not None:
+            self._timings(chunk.timings, events)
+        for choice in chunk.choices:
+            self._choice(choice, events)
+        if chunk.usage is not None and chunk.usage.completion_tokens is not None:
+            self._usage(chunk.usage, events, is_final=not chunk.choices)
+
+    def _choice(self, choice: _Choice, events: list[Event]) -> None:
+        delta = choice.delta
+        if delta is not None:
+            if reasoning := delta.reasoning_content or delta.reasoning:
+                events.append(Reasoning(reasoning))
+            if text := delta.content or delta.refusal:
+                events.append(Text(text, choice.logprobs.content if choice.logprobs is not None else None))
+            for call in delta.tool_calls or ():
+                function = call.function or _Function()
+                events.append(ToolCallDelta(call.index, call.id, function.name, function.arguments or ""))
+        if choice.finish_reason is not None:
+            events.append(Finished(_FINISH.get(choice.finish_reason, "stop")))
+
+    def _timings(self, timings: _Timings, events: list[Event]) -> None:
+        usage = reported(
+            prompt_tokens=timings.prompt_n + timings.cache_n,
+            completion_tokens=timings.predicted_n,
+            cached_tokens=timings.cache_n,
+        )
+        if usage is None:
+            self.lying_reports_count += 1
+        elif timings.predicted_n:  # during prefill the count is of tokens read so far, not of the prompt
+            events.append(UsageReport(usage, is_final=False))
+
+    def _usage(self, wire: _Usage, events: list[Event], *, is_final: bool) -> None:
+        prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
+        usage = reported(
+            prompt_tokens=wire.prompt_tokens,
+            completion_tokens=wire.completion_tokens or 0,
+            cached_tokens=(prompt.cached_tokens or 0) if prompt is not None else 0,
+            reasoning_tokens=(completion.reasoning_tokens or 0) if completion is not None else 0,
+        )
+        if usage is None:
+            self.lying_reports_count += 1
+        else:
+            events.append(UsageReport(usage, is_final=is_final))

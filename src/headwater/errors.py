@@ -1,0 +1,181 @@
+"""Every error that a caller can meet, and the one place where its status, type and code are decided.
+
+    PlatformError                         500 server_error            internal_error
+    ├── InvalidRequest                    400 invalid_request_error   invalid_request
+    │   ├── UnsupportedField              400                         unsupported_field
+    │   ├── UnsupportedValue              400                         unsupported_value
+    │   ├── ContextLengthExceeded         400                         context_length_exceeded
+    │   ├── MethodNotAllowed              405                         method_not_allowed
+    │   ├── UnsupportedMediaType          415                         unsupported_media_type
+    │   ├── BodyTooLarge                  413                         request_too_large
+    │   └── NotFound                      404                         not_found
+    │       └── ModelNotFound             404                         model_not_found
+    ├── AuthenticationFailed              401 authentication_error    invalid_api_key, or missing_, expired_, revoked_api_key
+    ├── PermissionDenied                  403 permission_error        model_not_allowed
+    ├── Overloaded                        503 server_error            overloaded           (Retry-After)
+    ├── NoReplica                         503 server_error            no_replica           (Retry-After)
+    ├── Draining                          503 server_error            shutting_down        (Retry-After)
+    ├── EngineFailed                      502 server_error            engine_failed
+    ├── TimedOut                          504 server_error            timeout
+    └── LedgerUnavailable                 503 server_error            ledger_unavailable
+
+The shape on the wire is `{"error": {"message", "type", "param", "code"}}` (the OpenAI API's), `code` always a string.
+Errors of the configuration and of the command line are `ConfigError` and `OperatorError`: a person reads those, not a client.
+"""
+
+from typing import ClassVar
+
+
+class PlatformError(Exception):
+    """The platform failed in a way it has no better word for; the caller may retry."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """message: what was wrong, the limit, the value given; param: the request field; retry_after_s: sent as `Retry-After`."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(PlatformError):
+    """The request is malformed; sending it again unchanged can't help."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class UnsupportedField(InvalidRequest):
+    """A field this platform neither honours nor may ignore."""
+
+    code = "unsupported_field"
+
+
+class UnsupportedValue(InvalidRequest):
+    """A known field with a value this model or platform can't honour."""
+
+    code = "unsupported_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt and the requested output do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, this method on it doesn't."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not said to be JSON, or is compressed."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over the byte cap; it was not parsed."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class NotFound(InvalidRequest):
+    """No such path or object, for this caller."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name can be called here."""
+
+    code = "model_not_found"
+
+
+class AuthenticationFailed(PlatformError):
+    """No key, or one that doesn't open anything."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(PlatformError):
+    """The key is good, but not for this."""
+
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+
+
+class Overloaded(PlatformError):
+    """The queue is full or its wait would outlast the deadline."""
+
+    status = 503
+    code = "overloaded"
+
+
+class NoReplica(PlatformError):
+    """The model is configured but no replica of it can answer now."""
+
+    status = 503
+    code = "no_replica"
+
+
+class Draining(PlatformError):
+    """The gateway is shutting down and takes nothing new."""
+
+    status = 503
+    code = "shutting_down"
+
+
+class EngineFailed(PlatformError):
+    """The engine or upstream answered with an error, garbage, or not to the end."""
+
+    status = 502
+    code = "engine_failed"
+
+
+class TimedOut(PlatformError):
+    """A time-out of the request ran out: connect, first byte, idle or total (the message says which)."""
+
+    status = 504
+    code = "timeout"
+
+
+class LedgerUnavailable(PlatformError):
+    """The settlement could not be made durable, so the answer is not given."""
+
+    status = 503
+    code = "ledger_unavailable"
+
+
+class OperatorError(Exception):
+    """Something a person at the command line must decide or mend: what happened, why, what now."""
+
+    def __init__(self, what: str, *, why: str = "", now: str = "") -> None:
+        """what: what happened; why: its cause; now: the next step. Each one sentence or more, in prose."""
+        super().__init__(" ".join(part for part in (what, why, now) if part))
+        self.what, self.why, self.now = what, why, now
+
+
+class ConfigError(OperatorError):
+    """An impossible configuration; the start stops and the key is named."""

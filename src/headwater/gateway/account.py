@@ -1,0 +1,136 @@
+"""What a key can see of itself: the models it may call (`/v1/models`) and what it has used (`/v1/usage`)."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from headwater.clock import Clock
+from headwater.dialects.openai_models import ModelObject, model_body, models_body
+from headwater.errors import InvalidRequest, UnsupportedField
+from headwater.gateway.http import Answer, Scope
+from headwater.gateway.routing import ModelDirectory, Target
+from headwater.ledger.store import ModelUsage, open_reader, read_key_usage
+from headwater.money import format_nanos
+from headwater.request import Principal
+
+DAYS_DEFAULT = 30
+OWNER = "headwater"
+
+
+class _ModelUsageWire(msgspec.Struct):
+    model: str
+    requests_count: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost: str
+    unpriced_requests_count: int
+
+
+class _UsageWire(msgspec.Struct):
+    object: str
+    key_id: str
+    project_id: str
+    currency: str
+    start: str
+    end: str
+    requests_count: int
+    cost: str
+    data: list[_ModelUsageWire]
+
+
+class Account:
+    """Handlers of the endpoints that need a key."""
+
+    def __init__(self, *, models: ModelDirectory, database: Path, currency: str, clock: Clock) -> None:
+        self._models = models
+        self._database = database
+        self._currency = currency
+        self._clock = clock
+
+    async def list_models(self, _scope: Scope, principal: Principal | None) -> Answer:
+        """The models this key may call."""
+        assert principal is not None
+        return Answer(models_body([_model_object(target) for target in self._models.visible(principal)]))
+
+    async def get_model(self, scope: Scope, principal: Principal | None) -> Answer:
+        """One model, or 404 as for one that doesn't exist."""
+        assert principal is not None
+        return Answer(model_body(_model_object(self._models.resolve(scope["path_params"]["model"], principal))))
+
+    async def get_usage(self, scope: Scope, principal: Principal | None) -> Answer:
+        """Sums by model of this key's records in [start, end), by default the last 30 days."""
+        assert principal is not None
+        start, end = self._span(scope["query_string"])
+        rows = await asyncio.to_thread(self._read, principal.key_id, start, end)
+        wire = _UsageWire(
+            object="usage",
+            key_id=principal.key_id,
+            project_id=principal.project_id,
+            currency=self._currency,
+            start=start.isoformat(),
+            end=end.isoformat(),
+            requests_count=sum(row.requests_count for row in rows),
+            cost=format_nanos(sum(row.cost_nanos for row in rows)),
+            data=[_usage_wire(row) for row in rows],
+        )
+        return Answer(msgspec.json.encode(wire))
+
+    def _read(self, key_id: str, start: datetime, end: datetime) -> list[ModelUsage]:
+        connection = open_reader(self._database)
+        try:
+            return read_key_usage(connection, key_id, _milliseconds(start), _milliseconds(end))
+        finally:
+            connection.close()
+
+    def _span(self, query: bytes) -> tuple[datetime, datetime]:
+        given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+        if unknown := sorted(given.keys() - {"start", "end"}):
+            raise UnsupportedField(f"Unknown query parameter {unknown[0]!r}; known: start, end.", param=unknown[0])
+        now = datetime.fromtimestamp(self._clock.now_s(), UTC)
+        end = _moment(given, "end") or now + timedelta(seconds=1)
+        start = _moment(given, "start") or end - timedelta(days=DAYS_DEFAULT)
+        if start >= end:
+            raise InvalidRequest(f"start ({start.isoformat()}) must be before end ({end.isoformat()}).", param="start")
+        return start, end
+
+
+def _moment(given: dict[str, Any], name: str) -> datetime | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{name} must be a date or time in ISO 8601, such as 2026-11-01; given: {text[:50]!r}.", param=name
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _model_object(target: Target) -> ModelObject:
+    return ModelObject(
+        id=target.name, created=target.created_at_s, owned_by=OWNER if target.is_own else target.name.partition("/")[0]
+    )
+
+
+def _usage_wire(row: ModelUsage) -> _ModelUsageWire:
+    return _ModelUsageWire(
+        model=row.model,
+        requests_count=row.requests_count,
+        input_tokens=row.usage.input,
+        cached_input_tokens=row.usage.cache_read,
+        output_tokens=row.usage.output,
+        reasoning_tokens=row.usage.reasoning,
+        cost=format_nanos(row.cost_nanos),
+        unpriced_requests_count=row.unpriced_count,
+    )

@@ -1,0 +1,96 @@
+"""One attempt at one choice: what was received of it, and how sure we are of the count.
+
+The engine's own count wins, running or closing, whichever came last. Without one, each content event is counted as a
+token and the prompt is estimated from its bytes. An attempt that produced nothing and didn't end well used nothing.
+"""
+
+from headwater.events import Event, Finished, FinishReason, Reasoning, Text, ToolCallDelta, UsageReport
+from headwater.ids import ATTEMPT, new_id
+from headwater.ledger.rows import AttemptRow
+from headwater.request import Chat
+from headwater.usage import NO_USAGE, Outcome, Usage, UsageSource
+
+BYTES_PER_TOKEN_ESTIMATED = 4
+"""Of English text with common tokenizers; only for prompts that nobody counted, and such records say `estimated`."""
+
+_REPORTED: UsageSource = "reported"
+_COUNTED: UsageSource = "counted"
+_ESTIMATED: UsageSource = "estimated"
+
+
+class Attempt:
+    """Counts what one upstream call delivers. Owned by the task that reads the call."""
+
+    def __init__(self, choice: int, target: str, chat: Chat, *, queued_at_s: float) -> None:
+        """queued_at_s: Unix time; until `started_at_s` is set the attempt waits for its place."""
+        self.id = new_id(ATTEMPT)
+        self.choice = choice
+        self.target = target
+        self.replica_id: str | None = None
+        self.started_at_s = queued_at_s
+        self.duration_s = 0.0
+        self.finish_reason: FinishReason | None = None
+        self.error_code: str | None = None
+        self.has_started = False
+        self._chat = chat
+        self._counted = 0
+        self._counted_reasoning = 0
+        self._report: UsageReport | None = None
+
+    def observe(self, event: Event) -> None:
+        """Take note of one event as the engine sent it (before any repair)."""
+        self.has_started = True
+        kind = type(event)
+        if kind is Text or kind is ToolCallDelta:
+            self._counted += 1
+        elif kind is Reasoning:
+            self._counted += 1
+            self._counted_reasoning += 1
+        elif isinstance(event, UsageReport):
+            self._report = event
+        elif isinstance(event, Finished):
+            self.finish_reason = event.reason
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the engine's terminal event was read: from then on the attempt is `ok`, whatever follows."""
+        return self.finish_reason is not None
+
+    def usage(self) -> tuple[Usage, UsageSource]:
+        """Tokens received so far and how we know."""
+        report = self._report
+        if report is not None and (report.is_final or report.usage.output >= self._counted):
+            usage, source = report.usage, _REPORTED
+        elif report is not None:
+            # Content came after the last running count: the prompt is reported, the output ours to count.
+            usage = Usage(
+                uncached_input=report.usage.uncached_input,
+                cache_read=report.usage.cache_read,
+                output=self._counted,
+                reasoning=self._counted_reasoning,
+            )
+            source = _COUNTED
+        else:
+            prompt = -(-self._chat.text_bytes // BYTES_PER_TOKEN_ESTIMATED) + len(self._chat.messages)
+            usage = Usage(uncached_input=prompt, output=self._counted, reasoning=self._counted_reasoning)
+            source = _ESTIMATED
+        if usage.output == 0 and not self.is_finished:
+            return NO_USAGE, _COUNTED
+        return usage, source
+
+    def row(self, request_id: str, outcome: Outcome) -> AttemptRow:
+        """The attempt's row; outcome is the request's, unless this attempt itself finished."""
+        usage, source = self.usage()
+        return AttemptRow(
+            id=self.id,
+            request_id=request_id,
+            choice=self.choice,
+            target=self.target,
+            replica_id=self.replica_id,
+            outcome="ok" if self.is_finished else outcome,
+            error_code=self.error_code,
+            usage_source=source,
+            usage=usage,
+            started_at_ms=int(self.started_at_s * 1000),
+            duration_ms=int(self.duration_s * 1000),
+        )

@@ -1,0 +1,58 @@
+"""Step 1: what we read of a request's headers, and what we send with every answer."""
+
+from typing import Any
+
+import msgspec
+
+from headwater.errors import UnsupportedMediaType
+
+REQUEST_ID_CHARACTERS_MAX = 128
+
+
+class Headers(msgspec.Struct, frozen=True):
+    """The few request headers that matter here, decoded as Latin-1; absent ones are None."""
+
+    authorization: str | None = None
+    api_key: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    content_length: int | None = None
+    client_request_id: str | None = None
+
+
+_FIELDS = {
+    b"authorization": "authorization",
+    b"x-api-key": "api_key",
+    b"content-type": "content_type",
+    b"content-encoding": "content_encoding",
+    b"content-length": "content_length",
+    b"x-request-id": "client_request_id",
+}
+
+
+def read_headers(scope: dict[str, Any]) -> Headers:
+    """Pick our headers out of an ASGI scope (names are lower-case there)."""
+    found: dict[str, Any] = {}
+    for name, value in scope["headers"]:
+        field = _FIELDS.get(name)
+        if field is not None:
+            found[field] = value.decode("latin-1")
+    if "content_length" in found:
+        found["content_length"] = int(found["content_length"])  # digits: the HTTP parser saw to that
+    if "client_request_id" in found:
+        # Stored beside our own id and never a key; printable and bounded because it lands in logs.
+        text = found["client_request_id"][:REQUEST_ID_CHARACTERS_MAX]
+        found["client_request_id"] = text if text.isprintable() else None
+    return Headers(**found)
+
+
+def require_json(headers: Headers) -> None:
+    """Raise UnsupportedMediaType unless the body is said to be plain JSON."""
+    media_type = (headers.content_type or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        given = f"{headers.content_type[:100]!r}" if headers.content_type else "none"
+        raise UnsupportedMediaType(f"The content-type must be application/json; given: {given}.")
+    if headers.content_encoding not in (None, "identity"):
+        raise UnsupportedMediaType(
+            f"Compressed bodies are not accepted (content-encoding {headers.content_encoding[:50]!r}); send plain JSON."
+        )

@@ -1,0 +1,304 @@
+"""The life of a request, from the moment it is authenticated, complete and resolved; `docs/explanation/request.md` numbers it.
+
+admit ─▶ queue ─▶ replica and slot ─▶ encode ─▶ relay events, counting ─▶ settle ─▶ last byte
+
+One `Life` serves one request, whatever its dialect and however many choices it has. Its outcome is fixed once; its
+settlement is made once, before anything that says the answer is complete.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import aiohttp
+import structlog
+
+from headwater.clock import Clock
+from headwater.engines.openai_stream import OpenAIStreamDecoder
+from headwater.engines.tool_calls import ToolCallRepair
+from headwater.errors import Draining, EngineFailed, LedgerUnavailable, Overloaded, PlatformError, TimedOut
+from headwater.events import Event, Failed
+from headwater.gateway.admission import decide_output_cap
+from headwater.gateway.attempt import Attempt
+from headwater.gateway.deadline import Deadline
+from headwater.gateway.engines import Engine
+from headwater.gateway.pool import Lease
+from headwater.gateway.routing import Target
+from headwater.gateway.settle import Settler, charge_nanos
+from headwater.gateway.sinks import Sink
+from headwater.gateway.slots import prefix_chain
+from headwater.gateway.stop import LiveRequests, Stop, Stopped, watch_disconnect
+from headwater.gateway.telemetry import Telemetry
+from headwater.ids import new_id
+from headwater.ledger.rows import Settlement, UsageRow
+from headwater.request import Chat, Request
+from headwater.usage import NO_USAGE, Outcome, weakest
+
+log = structlog.get_logger()
+
+TAIL_TIMEOUT_S = 5.0
+"""After the engine's terminal event only its closing usage may still come; it is not waited for longer than this."""
+
+
+class LifeContext(NamedTuple):
+    """What every life needs of the gateway. live: the stop buttons of all requests being served."""
+
+    clock: Clock
+    settler: Settler
+    telemetry: Telemetry
+    live: LiveRequests
+    concurrent_max: int
+    output_default_max: int
+    is_draining: Callable[[], bool]
+
+
+class Ending(NamedTuple):
+    """How a request ended, and the error its caller is told, if it is still there to be told."""
+
+    outcome: Outcome
+    error: PlatformError | None = None
+
+
+class Life:
+    """One request, admitted to settled."""
+
+    def __init__(self, request: Request, target: Target, context: LifeContext) -> None:
+        self.request = request
+        self._target = target
+        self._context = context
+        self._stop = Stop()
+        self._attempts: list[Attempt] = []
+        self._queue_s = 0.0
+        self._ttft_s: float | None = None
+
+    async def run(self, receive: Callable[[], Awaitable[dict[str, Any]]], sink: Sink) -> None:
+        """Serve the request to its last byte; whatever happens, it is settled."""
+        self._context.live.add(self._stop)
+        try:
+            await self._conclude(await self._end(receive, sink), sink)
+        finally:
+            self._context.live.discard(self._stop)
+
+    async def _end(self, receive: Callable[[], Awaitable[dict[str, Any]]], sink: Sink) -> Ending:
+        """Answer the request under its stop button and time-out, and say how that ended."""
+        context, stop = self._context, self._stop
+        left_s = self.request.deadline_s - context.clock.monotonic_s()
+        total = Deadline(asyncio.get_running_loop(), max(0.0, left_s), self._out_of_time)
+        total.start()
+        watcher = asyncio.ensure_future(watch_disconnect(receive, stop))
+        try:
+            with stop:
+                await self._answer(sink)
+            return Ending("ok")
+        except Stopped as stopped:
+            return Ending(stopped.outcome, stopped.error)
+        except PlatformError as error:
+            return Ending(_outcome_of(error, has_attempts=bool(self._attempts)), error)
+        except asyncio.CancelledError:
+            # The server gave this task up. What was used is settled all the same; nobody is left to be answered.
+            context.settler.settle(self._settlement(Ending("client_gone")))
+            raise
+        except Exception:
+            log.exception("request_failed", request_id=self.request.id)
+            return Ending(
+                "upstream_error", PlatformError("The platform failed on this request; the cause is in its log.")
+            )
+        finally:
+            watcher.cancel()
+            total.close()
+
+    # -- step 6: admit ---------------------------------------------------------------------------------------------
+
+    async def _answer(self, sink: Sink) -> None:
+        context, request, target = self._context, self.request, self._target
+        if context.is_draining():
+            raise Draining(
+                "The gateway is shutting down; another one, or this one restarted, will answer.", retry_after_s=5
+            )
+        if len(context.live) > context.concurrent_max:
+            raise Overloaded(
+                f"{len(context.live) - 1} requests are being served; at most {context.concurrent_max} may be.",
+                retry_after_s=target.pool.place_expected_s(),
+            )
+        target.pool.check(request.payload.choices_count)
+        chat = await decide_output_cap(request.payload, target, default_max=context.output_default_max)
+        prefix = prefix_chain(chat) if target.is_own else ()
+        if chat.choices_count == 1:
+            await self._attempt(0, chat, prefix, sink)
+        else:
+            await self._attempts_at_once(chat, prefix, sink)
+
+    async def _attempts_at_once(self, chat: Chat, prefix: tuple[int, ...], sink: Sink) -> None:
+        """n choices are n calls, each with a place of its own; the first failure ends them all."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for choice in range(chat.choices_count):
+                    group.create_task(self._attempt(choice, chat, prefix, sink))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+
+    # -- steps 7 to 10: queue, replica and slot, encode, relay -------------------------------------------------------
+
+    async def _attempt(self, choice: int, chat: Chat, prefix: tuple[int, ...], sink: Sink) -> None:
+        clock, pool = self._context.clock, self._target.pool
+        queued_s = clock.monotonic_s()
+        attempt = Attempt(choice, self._target.name, chat, queued_at_s=clock.now_s())
+        lease = await pool.lease(self.request.principal.organization_id, prefix)
+        started_s = clock.monotonic_s()
+        self._queue_s = max(self._queue_s, started_s - queued_s)
+        attempt.started_at_s, attempt.replica_id = clock.now_s(), lease.member.endpoint.replica_id
+        self._attempts.append(attempt)
+        try:
+            await self._relay(attempt, lease, chat, sink)
+        except PlatformError as error:
+            attempt.error_code = error.code
+            raise
+        finally:
+            attempt.duration_s = clock.monotonic_s() - started_s
+            pool.release(lease, prefix=prefix)
+
+    async def _relay(self, attempt: Attempt, lease: Lease[Engine], chat: Chat, sink: Sink) -> None:
+        """Call the engine and pass its events on until its answer is complete."""
+        timeouts = self._target.timeouts
+        response: aiohttp.ClientResponse | None = None
+
+        def silent() -> None:
+            if attempt.is_finished and response is not None:
+                response.close()  # only the closing usage is missing: the answer is complete without it
+            else:
+                kind = "idle" if attempt.has_started else "first-byte"
+                self._stop.press("timeout", TimedOut(f"The engine was silent for longer than the {kind} time-out."))
+
+        silence = Deadline(asyncio.get_running_loop(), timeouts.first_byte_s, silent)
+        silence.start()
+        decoder = OpenAIStreamDecoder()
+        repair = self._repair(chat)
+        try:
+            response = await lease.member.endpoint.open(
+                chat,
+                model=self._target.engine_model,
+                attempt_id=attempt.id,
+                slot=lease.slot,
+                is_prefix_reusable=lease.is_prefix_reusable,
+            )
+            async for data in response.content.iter_any():
+                events = decoder.feed(data)
+                silence.clear()
+                await self._take(attempt, events, repair, sink)
+                if decoder.is_done:
+                    break
+                silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
+            if repair is not None:
+                await sink.take(attempt.choice, repair.finish())
+        except (aiohttp.ClientError, OSError) as error:
+            if not attempt.is_finished:
+                raise EngineFailed(
+                    f"The engine broke off in the middle of its answer ({type(error).__name__})."
+                ) from error
+        finally:
+            silence.close()
+            if response is not None:
+                response.close()
+            if decoder.bad_lines_count or decoder.lying_reports_count:
+                self._context.telemetry.bad_lines.inc(decoder.bad_lines_count)
+                log.warning(
+                    "upstream_misbehaved",
+                    request_id=self.request.id,
+                    attempt=attempt.id,
+                    target=attempt.target,
+                    bad_lines_count=decoder.bad_lines_count,
+                    lying_reports_count=decoder.lying_reports_count,
+                )
+        if not attempt.is_finished:
+            raise EngineFailed("The engine ended its answer without saying that it was complete.")
+
+    async def _take(self, attempt: Attempt, events: list[Event], repair: ToolCallRepair | None, sink: Sink) -> None:
+        for event in events:
+            attempt.observe(event)
+            if isinstance(event, Failed):
+                raise event.error
+        if attempt.is_finished and self._is_complete():
+            self._stop.disarm()  # the outcome is fixed: a client that leaves from here on is still `ok`
+        if repair is not None:
+            events = [out for event in events for out in repair.feed(event)]
+        had_content = sink.has_content
+        await sink.take(attempt.choice, events)
+        if sink.has_content and not had_content:
+            self._ttft_s = self._context.clock.monotonic_s() - self.request.received_monotonic_s
+
+    def _repair(self, chat: Chat) -> ToolCallRepair | None:
+        """Our own engines' small models write tool calls as text; an upstream's parser is its own business."""
+        if not self._target.is_own or not chat.tools or chat.tool_choice.mode == "none":
+            return None
+        return ToolCallRepair(
+            chat.tools, chat.tool_choice, lambda: new_id("call_"), is_parallel=chat.is_parallel_tool_calls is not False
+        )
+
+    # -- steps 11 and 12: settle, last byte --------------------------------------------------------------------------
+
+    async def _conclude(self, ending: Ending, sink: Sink) -> None:
+        """Settle what was used, then write the end of the answer."""
+        error = ending.error
+        if error is None or error.status != 400 or self._attempts:
+            settlement = self._settlement(ending)
+            settled = self._context.settler.settle(settlement)
+            if ending.outcome != "rejected":
+                try:
+                    await asyncio.shield(settled)
+                except LedgerUnavailable as unavailable:
+                    error = unavailable
+            self._context.telemetry.settled(settlement)
+        else:
+            settlement = None
+            self._context.telemetry.refused(error.code)
+        if ending.outcome == "client_gone":
+            return
+        if error is not None:
+            await sink.fail(error)
+        elif settlement is not None:
+            await sink.finish(settlement.record.usage)
+
+    def _settlement(self, ending: Ending) -> Settlement:
+        request, clock, target = self.request, self._context.clock, self._target
+        rows = tuple(attempt.row(request.id, ending.outcome) for attempt in self._attempts)
+        usage = sum((row.usage for row in rows), NO_USAGE)
+        received_ms = int(request.received_at_s * 1000)
+        cost_nanos = charge_nanos(usage, target.price, outcome=ending.outcome, is_stream=request.is_stream)
+        record = UsageRow(
+            request_id=request.id,
+            client_request_id=request.client_request_id,
+            organization_id=request.principal.organization_id,
+            project_id=request.principal.project_id,
+            key_id=request.principal.key_id,
+            dialect=request.dialect,
+            model=request.model,
+            is_stream=request.is_stream,
+            choices_count=request.payload.choices_count,
+            outcome=ending.outcome,
+            error_code=None if ending.error is None else ending.error.code,
+            usage_source=weakest([row.usage_source for row in rows]),
+            usage=usage,
+            price_id=None if target.price is None else target.price.id,
+            cost_nanos=cost_nanos,
+            received_at_ms=received_ms,
+            queue_ms=int(self._queue_s * 1000),
+            ttft_ms=None if self._ttft_s is None else math.ceil(self._ttft_s * 1000),
+            duration_ms=int((clock.monotonic_s() - request.received_monotonic_s) * 1000),
+        )
+        return Settlement(record, rows)
+
+    def _out_of_time(self) -> None:
+        self._stop.press("timeout", TimedOut("The request ran into its total time-out."))
+
+    def _is_complete(self) -> bool:
+        """Whether every choice has read its engine's terminal event."""
+        finished = sum(attempt.is_finished for attempt in self._attempts)
+        return finished == self.request.payload.choices_count
+
+
+def _outcome_of(error: PlatformError, *, has_attempts: bool) -> Outcome:
+    """A refusal before any engine was asked is `rejected`; afterwards the error names what failed."""
+    if isinstance(error, TimedOut):
+        return "timeout"
+    return "upstream_error" if has_attempts else "rejected"

@@ -1,0 +1,67 @@
+"""Step 5: from the name a caller asks for to the target that answers, and whether this caller may use it."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from headwater.errors import ModelNotFound, PermissionDenied
+from headwater.gateway.engines import Engine
+from headwater.gateway.pool import Pool
+from headwater.money import Price
+from headwater.request import Principal
+
+
+class Timeouts(NamedTuple):
+    """Seconds; connect is the engine client's."""
+
+    first_byte_s: float
+    idle_s: float
+    total_s: float
+
+
+class Target(NamedTuple):
+    """One name that can be called, with everything a request needs of it.
+
+    engine_model: its name at the engine. pool: shared by all models of one upstream.
+    context_tokens: None when we don't know (somebody else's model). is_own: a deployment of ours, whose engine can
+    count tokens, whose tool calls we enforce and repair. price: None means unknown; its use is recorded and flagged.
+    """
+
+    name: str
+    engine_model: str
+    pool: Pool[Engine]
+    timeouts: Timeouts
+    context_tokens: int | None
+    is_own: bool
+    price: Price | None
+    created_at_s: int
+
+
+class ModelDirectory:
+    """Every callable name. A snapshot: replaced whole when the configuration changes, never edited."""
+
+    def __init__(self, targets: Mapping[str, Target]) -> None:
+        self._targets = dict(targets)
+
+    def resolve(self, name: str, principal: Principal) -> Target:
+        """The target of a name. Raises ModelNotFound, or PermissionDenied when the key isn't for it."""
+        target = self._targets.get(name)
+        if target is None:
+            raise ModelNotFound(
+                f"The model {name[:200]!r} does not exist here. `GET /v1/models` lists what this key can call.",
+                param="model",
+            )
+        if not _is_allowed(name, principal):
+            raise PermissionDenied(f"This API key is not allowed to use the model {name!r}.", param="model")
+        return target
+
+    def visible(self, principal: Principal) -> list[Target]:
+        """What this caller can call, by name."""
+        return [self._targets[name] for name in sorted(self._targets) if _is_allowed(name, principal)]
+
+    def all(self) -> list[Target]:
+        """Every target, for metrics and readiness."""
+        return list(self._targets.values())
+
+
+def _is_allowed(name: str, principal: Principal) -> bool:
+    return principal.allowed_models is None or name in principal.allowed_models

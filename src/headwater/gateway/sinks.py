@@ -1,0 +1,138 @@
+"""Steps 10 and 12: where an answer goes, streamed or gathered, and what is held back until the settlement has committed."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from headwater.dialects.openai_chat_answer import AnswerCollector, StreamWriter, error_body
+from headwater.errors import PlatformError
+from headwater.events import Event, Finished, Reasoning, Text, ToolCallDelta
+from headwater.gateway.deadline import Deadline
+from headwater.usage import Usage
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+HeaderList = list[tuple[bytes, bytes]]
+_CONTENT = (Text, Reasoning, ToolCallDelta)
+
+
+class Sink(Protocol):
+    """Takes the events of all choices, then the end: well or badly."""
+
+    has_content: bool
+    """Whether any content reached the client's socket."""
+
+    async def take(self, choice: int, events: list[Event]) -> None:
+        """Pass content on at once; keep what may only go out after the settlement."""
+
+    async def finish(self, usage: Usage) -> None:
+        """The settlement has committed: write what was held, and end."""
+
+    async def fail(self, error: PlatformError) -> None:
+        """The request is settled but did not end well: say so, and end."""
+
+
+class StreamSink:
+    """Server-sent events, each batch of content in its own write. `Finished` and all after it wait for `finish`."""
+
+    def __init__(
+        self, send: Send, writer: StreamWriter, headers: HeaderList, *, include_usage: bool, stall: Deadline
+    ) -> None:
+        """stall: runs while a write is blocked by a client that doesn't read."""
+        self._send = send
+        self._writer = writer
+        self._headers = headers
+        self._include_usage = include_usage
+        self._stall = stall
+        self._held: list[bytes] = []
+        self._choices_seen: set[int] = set()
+        self.has_content = False
+
+    async def take(self, choice: int, events: list[Event]) -> None:
+        """See Sink."""
+        parts: list[bytes] = []
+        for event in events:
+            if isinstance(event, _CONTENT):
+                if choice not in self._choices_seen:
+                    self._choices_seen.add(choice)
+                    parts.append(self._writer.role(choice))
+                parts.append(self._writer.event(choice, event))
+            elif isinstance(event, Finished):
+                self._held.append(self._writer.event(choice, event))
+        if not parts:
+            return
+        self._stall.start()
+        if not self.has_content:
+            self.has_content = True
+            await self._start()
+        await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+        self._stall.clear()
+
+    async def finish(self, usage: Usage) -> None:
+        """See Sink."""
+        self._stall.start()
+        if not self.has_content:
+            await self._start()
+        if self._include_usage:
+            self._held.append(self._writer.usage(usage))
+        self._held.append(self._writer.done())
+        await self._end(b"".join(self._held))
+
+    async def fail(self, error: PlatformError) -> None:
+        """See Sink."""
+        self._stall.start()
+        if self.has_content:
+            await self._end(self._writer.error(error))
+        else:
+            await send_error(self._send, error, self._headers)
+
+    async def _start(self) -> None:
+        headers = [
+            *self._headers,
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _end(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._stall.clear()
+
+
+class WholeSink:
+    """One JSON body, written when the settlement has committed; no status line before."""
+
+    def __init__(self, send: Send, collector: AnswerCollector, headers: HeaderList) -> None:
+        self._send = send
+        self._collector = collector
+        self._headers = headers
+        self.has_content = False
+
+    async def take(self, choice: int, events: list[Event]) -> None:
+        """See Sink."""
+        for event in events:
+            self._collector.event(choice, event)
+
+    async def finish(self, usage: Usage) -> None:
+        """See Sink."""
+        await send_body(self._send, 200, self._collector.body(usage), self._headers)
+
+    async def fail(self, error: PlatformError) -> None:
+        """See Sink."""
+        await send_error(self._send, error, self._headers)
+
+
+async def send_body(send: Send, status: int, body: bytes, headers: HeaderList) -> None:
+    """A whole JSON answer."""
+    head = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_error(send: Send, error: PlatformError, headers: HeaderList) -> None:
+    """An error in the one shape, with `Retry-After` where coming back can help and `x-should-retry: false` where it can't."""
+    extra: HeaderList = []
+    if error.retry_after_s is not None:
+        extra.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+    if error.status == 401:
+        extra.append((b"www-authenticate", b"Bearer"))
+    await send_body(send, error.status, error_body(error), [*headers, *extra])

@@ -1,0 +1,139 @@
+"""The ledger writer: one thread, one writing connection, group commit.
+
+`submit(writes)` hands over one atomic submission and returns a future that resolves once it is on the disk. The thread
+takes everything that waits, writes it in one transaction and commits once; there is no timer, so a lone settlement
+never waits for company, and under load the batch is whatever came in while the last commit was being synced.
+
+One bad submission (a duplicate id, a broken check) fails alone: its batch is rolled back and replayed one by one. An
+I/O error is different: SQLite would carry on after a failed fsync as if nothing were lost, so the writer stops for good,
+every waiting future fails with `LedgerFailed`, and `on_fatal` is told; the process must then exit.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import groupby
+from operator import attrgetter
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from headwater.ledger.store import Connection, DatabaseError, IntegrityError, Write
+
+BATCH_SUBMISSIONS_MAX = 1024
+"""Bound of one transaction, so that the oldest settlement in it is not kept waiting by the newest."""
+
+
+class LedgerFailed(Exception):
+    """The ledger can no longer be trusted to keep what it is given; the process is to stop."""
+
+
+class _Submission(NamedTuple):
+    writes: Sequence[Write]
+    settlements_count: int
+    done: "Future[None]"
+
+
+_by_rank = attrgetter("statement.rank")
+
+
+class LedgerWriter:
+    """Owner of the writing connection. Counters are read by metrics from other threads; only the thread writes them."""
+
+    def __init__(self, connection: Connection, *, on_fatal: Callable[[BaseException], None]) -> None:
+        """connection: from `store.open_writer`; on_fatal: called once, on the writer's thread, after an I/O error."""
+        self._connection = connection
+        self._on_fatal = on_fatal
+        self._queue: SimpleQueue[_Submission | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._failure: BaseException | None = None
+        self.commits_count = 0
+        self.settlements_count = 0
+
+    def start(self) -> None:
+        """Start the thread; call once."""
+        self._thread.start()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The I/O error that stopped the writer, or None while it works."""
+        return self._failure
+
+    def submit(self, writes: Sequence[Write], *, settlements_count: int = 0) -> "Future[None]":
+        """Hand over rows that become durable together or not at all. Never blocks; safe from any thread.
+
+        The future fails with IntegrityError when these rows break a constraint, with LedgerFailed when the ledger
+        is gone. Cancelling whoever waits for it cancels nothing here.
+        """
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()
+        if self._failure is not None:
+            done.set_exception(LedgerFailed(str(self._failure)))
+        else:
+            self._queue.put(_Submission(writes, settlements_count, done))
+        return done
+
+    def close(self) -> None:
+        """Write what waits, stop the thread, close the connection (which checkpoints the WAL). Idempotent."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        self._connection.close()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            batch: list[_Submission] = []
+            first = self._queue.get()
+            while first is not None:
+                batch.append(first)
+                if self._queue.empty() or len(batch) >= BATCH_SUBMISSIONS_MAX:
+                    break
+                first = self._queue.get()
+            is_open = first is not None
+            if batch:
+                self._write(batch)
+
+    def _write(self, batch: list[_Submission]) -> None:
+        if self._failure is not None:
+            self._refuse(batch)
+            return
+        try:
+            self._commit(batch)
+        except IntegrityError as error:
+            self._connection.execute("ROLLBACK")
+            if len(batch) == 1:
+                batch[0].done.set_exception(error)
+            else:
+                for submission in batch:
+                    self._write([submission])
+            return
+        except Exception as error:  # noqa: BLE001 whatever else went wrong at a commit, the ledger can't vouch for it
+            self._fail(error)
+            self._refuse(batch)
+            return
+        for submission in batch:
+            submission.done.set_result(None)
+
+    def _commit(self, batch: list[_Submission]) -> None:
+        execute, executemany = self._connection.execute, self._connection.executemany
+        writes = [write for submission in batch for write in submission.writes]
+        writes.sort(key=_by_rank)
+        execute("BEGIN IMMEDIATE")
+        for statement, group in groupby(writes, key=attrgetter("statement")):
+            executemany(statement.sql, [write.row for write in group])
+        execute("COMMIT")
+        self.commits_count += 1
+        self.settlements_count += sum(submission.settlements_count for submission in batch)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except DatabaseError as rollback_error:  # the disk is gone; the first error is the one to report
+            error.add_note(f"the rollback failed too: {rollback_error}")
+        self._on_fatal(error)
+
+    def _refuse(self, batch: list[_Submission]) -> None:
+        for submission in batch:
+            submission.done.set_exception(LedgerFailed(str(self._failure)))

@@ -1,0 +1,144 @@
+"""One process that is the whole platform: ledger, gateway, controller and admin socket, wired, started and stopped in order.
+
+Start: lock ─▶ ledger ─▶ gateway ─▶ engines ─▶ sockets. Stop is the way back: no new requests, drain, engines, ledger, lock.
+The caller holds the data directory's lock and the bound sockets (`cli/up.py`).
+"""
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from headwater.admin.books import Books, open_books, publish_prices
+from headwater.admin.client import callable_names
+from headwater.admin.keys import KeyAdmin
+from headwater.admin.server import build_admin_app
+from headwater.catalogue.resolve import ResolvedModel
+from headwater.clock import Clock
+from headwater.controller.calibration import Calibration
+from headwater.controller.supervisor import DeploymentPlan, Supervisor
+from headwater.gateway.app import Gateway
+from headwater.gateway.server import HttpServer
+from headwater.replica import ReplicaStatus
+from headwater.settings.model import DeploymentSettings, Settings
+
+log = structlog.get_logger()
+
+SOCKET_PATH_BYTES_MAX = 107
+"""A Unix socket's address holds 108 bytes, the closing zero among them."""
+_ENGINE_SOCKET_NAME_BYTES = 18
+
+
+class Platform:
+    """The running platform. Make it, `start()`, serve, `stop()`; all on one event loop."""
+
+    def __init__(self, settings: Settings, models: Sequence[ResolvedModel], *, clock: Clock) -> None:
+        """models: for each deployment its resolved model file, in the same order."""
+        self._settings = settings
+        self._clock = clock
+        self._plans = [
+            deployment_plan(deployment, model) for deployment, model in zip(settings.deployments, models, strict=True)
+        ]
+        self._loop = asyncio.get_running_loop()
+        self._servers: list[HttpServer] = []
+        self._books: Books | None = None
+        self._run_directory: Path | None = None
+        self.ledger_failure: asyncio.Future[BaseException] = self._loop.create_future()
+        """Resolves when the ledger failed: the process is then to end with a failure."""
+
+    def start_ledger(self) -> KeyAdmin:
+        """Open the books and the gateway on them; returns the admin of keys."""
+        settings, clock = self._settings, self._clock
+        self._books = books = open_books(settings.store.path, clock=clock, on_fatal=self._ledger_failed)
+        prices = publish_prices(books, settings.prices, currency=settings.billing.currency, clock=clock)
+        self.gateway = Gateway(settings, writer=books.writer, database=settings.store.path, prices=prices, clock=clock)
+        self.keys = KeyAdmin(books, clock=clock, model_names=callable_names(settings))
+        return self.keys
+
+    async def start(self, listener: socket.socket, admin_listener: socket.socket) -> None:
+        """Start engines and servers; returns when both sockets answer, engines may still be loading."""
+        data_directory = self._settings.store.data_directory.resolve()
+        self._run_directory = make_run_directory(data_directory)
+        self.supervisor = Supervisor(
+            self._plans,
+            run_directory=self._run_directory,
+            log_directory=data_directory / "logs",
+            calibration=Calibration(data_directory / "calibration.json"),
+            clock=self._clock,
+            gateway=self.gateway,
+        )
+        self.supervisor.start()
+        admin = build_admin_app(self.keys, forget_key=self.gateway.authenticator.forget)
+        for app, bound in ((self.gateway.app, listener), (admin, admin_listener)):
+            server = HttpServer(app, bound)
+            await server.start()
+            self._servers.append(server)
+        host, port = listener.getsockname()[:2]
+        self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        log.info("platform_started", listen=self._settings.gateway.listen, pid=os.getpid())
+
+    def replica_statuses(self) -> list[ReplicaStatus]:
+        """How every replica is doing."""
+        return [replica.status for replica in self.supervisor.replicas]
+
+    async def engines_settled(self) -> None:
+        """Wait until every replica is ready or failed (each start has a time-out of its own)."""
+        await self.supervisor.settled()
+
+    async def stop(self, *, drain_timeout_s: float, hurry: asyncio.Event) -> None:
+        """Drain, then stop everything in order; `hurry` ends the draining. Safe after a start that failed half-way."""
+        log.info("platform_stopping", live_requests_count=self.gateway.live_count, drain_timeout_s=drain_timeout_s)
+        await self.gateway.drain(drain_timeout_s, hurry=hurry)
+        for server in self._servers:
+            await server.stop()
+        if hasattr(self, "supervisor"):
+            await self.supervisor.stop()
+        await self.gateway.close()
+        if self._books is not None:
+            await asyncio.to_thread(self._books.close)
+        if self._run_directory is not None:
+            shutil.rmtree(self._run_directory, ignore_errors=True)
+        log.info("platform_stopped")
+
+    def _ledger_failed(self, failure: BaseException) -> None:
+        """Called on the writer's thread."""
+
+        def tell() -> None:
+            self.gateway.ledger_failed(failure)
+            if not self.ledger_failure.done():
+                self.ledger_failure.set_result(failure)
+
+        self._loop.call_soon_threadsafe(tell)
+
+
+def deployment_plan(deployment: DeploymentSettings, model: ResolvedModel) -> DeploymentPlan:
+    """What the controller needs to run a deployment. Threads unset: the machine's cores but one, which is the gateway's."""
+    stat = model.path.stat()
+    return DeploymentPlan(
+        name=deployment.name,
+        model_path=model.path.resolve(),
+        model_digest=model.sha256 or f"{model.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}",
+        chat_template=model.chat_template,
+        replicas_count=deployment.replicas,
+        slots_count=deployment.slots,
+        context_tokens=deployment.context_tokens,
+        threads=deployment.threads or max(1, (os.cpu_count() or 2) - 1),
+        batch_tokens=deployment.batch_tokens,
+        start_timeout_s=deployment.start_timeout_s,
+        restarts=(deployment.restarts_max, deployment.restart_window_s),
+    )
+
+
+def make_run_directory(data_directory: Path) -> Path:
+    """A directory (0700) for the engines' sockets: in the data directory, or a temporary one when that path is too long."""
+    directory = data_directory / "run"
+    if len(os.fsencode(directory)) + _ENGINE_SOCKET_NAME_BYTES > SOCKET_PATH_BYTES_MAX:
+        return Path(tempfile.mkdtemp(prefix="headwater-"))
+    shutil.rmtree(directory, ignore_errors=True)  # leftovers of a process that was killed
+    directory.mkdir(mode=0o700)
+    return directory
