@@ -28,7 +28,7 @@ import uvloop
 from bench import peers, report
 from bench.bare_engine import start_bare_engine
 from bench.load import Listener, StreamSample, Target, quantile, read_stream
-from bench.process import free_port, start
+from bench.process import cpu_s, free_port, start
 from bench.subjects import PATH, headwater_key
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -43,18 +43,20 @@ TOPICS = ("a lighthouse", "a railway", "an orchard", "a harbour", "a mountain", 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One way to the model: through Headwater, or the engine itself."""
+    """One way to the model: through Headwater, or the engine itself. pid: the process whose tree does the work."""
 
     name: str
     target: Target
     model: str
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of one side: output tokens a second over the whole run, and each call's TTFT."""
+    """One run of one side: output tokens a second over the whole run, CPU for each, and each call's TTFT."""
 
     tokens_per_s: float
+    cpu_s_per_token: float
     ttfts_s: tuple[float, ...]
 
 
@@ -94,7 +96,7 @@ async def ask(side: Side, call: int, trial: int) -> StreamSample:
 async def measure(side: Side, concurrency: int, trial: int) -> Run:
     """One run: at c = 1 a few calls one after another, else `concurrency` at once."""
     gc.collect()
-    start_s = time.perf_counter()
+    start_s, cpu_before_s = time.perf_counter(), cpu_s(side.pid)
     if concurrency == 1:
         samples = [await ask(side, call, trial) for call in range(SEQUENTIAL_CALLS)]
     else:
@@ -104,7 +106,9 @@ async def measure(side: Side, concurrency: int, trial: int) -> Run:
                 raise answer
         samples = [answer for answer in answers if isinstance(answer, StreamSample)]
     wall_s = time.perf_counter() - start_s
-    return Run(OUTPUT_TOKENS * len(samples) / wall_s, tuple(s.arrivals_s[0] for s in samples))
+    tokens = OUTPUT_TOKENS * len(samples)
+    cpu_s_per_token = (cpu_s(side.pid) - cpu_before_s) / tokens
+    return Run(tokens / wall_s, cpu_s_per_token, tuple(s.arrivals_s[0] for s in samples))
 
 
 def measure_pairs(sides: tuple[Side, Side], concurrency: int, pairs: int, first_trial: int) -> list[dict[str, Run]]:
@@ -133,6 +137,7 @@ def rows_of(model: str, concurrency: int, pairs: Sequence[dict[str, Run]]) -> li
 
     for name in ("bare", "headwater"):
         add(name, "tokens_per_s", statistics.median(p[name].tokens_per_s for p in pairs), "1/s")
+        add(name, "cpu_ms_per_token", statistics.median(p[name].cpu_s_per_token for p in pairs) * 1e3, "ms")
         add(name, "ttft_p50_ms", quantile([t for p in pairs for t in p[name].ttfts_s], 0.5) * 1e3, "ms")
     ratios = [p["headwater"].tokens_per_s / p["bare"].tokens_per_s for p in pairs]
     add("headwater", "tokens_per_s_ratio", statistics.median(ratios), "1")
@@ -194,8 +199,8 @@ def bench_model(model: str, directory: Path, options: argparse.Namespace) -> tup
         running.callback(program.stop)
         key = headwater_key(config)
         sides = (
-            Side("headwater", Target(port, PATH, (f"authorization: Bearer {key}",)), "bench"),
-            Side("bare", engine.target, "bench"),
+            Side("headwater", Target(port, PATH, (f"authorization: Bearer {key}",)), "bench", program.pid),
+            Side("bare", engine.target, "bench", engine.process.pid),
         )
         rows: list[report.Row] = []
         measure_pairs(sides, SLOTS, 1, first_trial=1)  # warms every slot of both; thrown away

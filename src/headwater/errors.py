@@ -1,7 +1,8 @@
 """Every error that a caller can meet, and the one place where its status, type and code are decided.
 
     PlatformError                         500 server_error            internal_error
-    ├── InvalidRequest                    400 invalid_request_error   invalid_request
+    ├── InvalidRequest                    400 invalid_request_error   invalid_request, or its cause: invalid_json |
+    │                                                                 invalid_type | missing_field | invalid_schema
     │   ├── UnsupportedField              400                         unsupported_field
     │   ├── UnsupportedValue              400                         unsupported_value
     │   ├── ContextLengthExceeded         400                         context_length_exceeded

@@ -80,7 +80,7 @@ class Platform:
             self._servers.append(server)
         host, port = listener.getsockname()[:2]
         self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-        log.info("platform_started", listen=self._settings.gateway.listen, pid=os.getpid())
+        log.info("platform_started", listen=self._settings.gateway.listen, base_url=self.base_url, pid=os.getpid())
 
     def replica_statuses(self) -> list[ReplicaStatus]:
         """How every replica is doing."""

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tests.integration.model_source import Hub, black_hole, build_wheel, serve
-from tests.unit.catalogue.gguf_files import TensorPlan, build_gguf
 from typer.testing import CliRunner
 
 from headwater.catalogue.entries import Entry
@@ -28,6 +26,8 @@ from headwater.catalogue.sources import parse_source
 from headwater.catalogue.store import ModelStore
 from headwater.errors import OperatorError
 from headwater.settings.model import ModelStoreSettings
+from tests.integration.model_source import Hub, black_hole, build_wheel, serve
+from tests.unit.catalogue.gguf_files import TensorPlan, build_gguf
 
 WEIGHTS_BYTES = 600_000
 CONTENT = build_gguf(tensors=(TensorPlan("token_embd.weight", (WEIGHTS_BYTES // 4,), 0, WEIGHTS_BYTES),))

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
+
 from tests.rig import wire
 from tests.rig.http1 import Connection
 from tests.rig.knobs import Knobs
@@ -189,6 +190,7 @@ class Answer:
                 for _ in group:
                     await self.steps.acquire()
             await asyncio.sleep(max(0.0, due_s - loop.time()))  # 0 still gives the others their turn
+            await self.conn.may_write()  # a token is made when it can be sent
             # On a schedule, so that one late wake-up doesn't push back every token after it.
             due_s += knobs.gap_ms * len(group) / 1000
             self.token_times_ns += [time.monotonic_ns()] * len(group)

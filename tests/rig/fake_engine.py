@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from tests.rig import wire
 from tests.rig.answer import JSON, Answer
 from tests.rig.http1 import Connection, HttpRequest

@@ -171,15 +171,21 @@ class Connection(asyncio.Protocol):
         await self.start(status, headers, length=len(body))
         await self.send(body, is_last=True)
 
+    async def may_write(self) -> None:
+        """Wait until a peer that reads slowly has caught up."""
+        await self._may_write.wait()
+
     async def _write(self, data: bytes) -> None:
+        # Every wait comes before its write: after the last byte the handler goes on at once, so that a client which has
+        # everything and closes is never taken for one that left.
         if self.is_dripping:
             for at in range(len(data)):
-                self._transport.write(data[at : at + 1])
                 await asyncio.sleep(0)
                 await self._may_write.wait()
+                self._transport.write(data[at : at + 1])
         else:
-            self._transport.write(data)
             await self._may_write.wait()
+            self._transport.write(data)
 
     async def drain(self) -> None:
         """Wait until everything written has been handed to the kernel."""

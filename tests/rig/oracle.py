@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+
 from tests.rig.knobs import KnobError, Knobs, make_knobs, split_model
 
 PieceKind = Literal["text", "reasoning", "tool_name", "tool_arguments"]

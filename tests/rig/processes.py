@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from tests.rig.clients import Received, call
 from tests.rig.truth import Attempt, Truth
 
@@ -209,3 +210,5 @@ async def fake_engine(
             argv += ["--api-key", api_key]
         async with running(argv) as child:
             yield FakeEngineHandle(child, path, api_key)
+            # Its faults are asked for; an exception of its own is a bug of the rig, and no test may pass over one.
+            assert not child.stderr(), f"The fake engine complained: {child.stderr()[-4000:]}"

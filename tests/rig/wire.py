@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+
 from tests.rig.knobs import Knobs
 from tests.rig.oracle import Expected, Piece
 

@@ -29,27 +29,24 @@ prints it.
 _TOOL_CALLS: Final = """\
 ## Tool calls
 
-Small models write a tool call as text: a fenced or bare JSON object, or `<tool_call>` tags. Headwater makes a call of
-such text only when
+Small models write a tool call as text: a fenced or bare JSON object, or `<tool_call>` tags. Headwater makes a call
+of such text only when
 
 - the whole answer is calls (white space aside), it starts with one, and the model ended it itself;
 - each call has a declared `name` and `arguments` (or `parameters`) that fit the tool's schema.
 
-Anything else stays text, unchanged. Text is held back only while it can still become calls, at most 16,384 characters
-(about 4,096 tokens);
-log probabilities of text that became a call are left out. The finish reason of an answer with calls is `tool_calls`.
-With `parallel_tool_calls: false`, or a named tool, the first written call is made and the text after it stays text.
+Anything else stays text, unchanged. Text is held back only while it can still become calls, at most 16,384
+characters (about 4,096 tokens); log probabilities of text that became a call are left out. The finish reason of an
+answer with calls is `tool_calls`. With `parallel_tool_calls: false`, or a named tool, the first written call is
+made and the text after it stays text.
 
 `tool_choice: "required"` and a named tool are enforced by the engine's grammar: one call, or with
-`parallel_tool_calls: true` up to 16.
-If the output cap cuts such an answer, the last call has partial arguments and the finish reason is `length`, as in
-OpenAI's API.
+`parallel_tool_calls: true` up to 16. If the output cap cuts such an answer, the last call has partial arguments and
+the finish reason is `length`, as in OpenAI's API.
 
 Not checked when arguments are fitted to a schema: `pattern`, `patternProperties` (and `additionalProperties` beside
-it), `format`,
-`unevaluatedItems`, `unevaluatedProperties`, `$dynamicRef`. A caller's regular expression could otherwise stall the
-gateway. A `$ref` may
-point only within its own schema; nothing is ever fetched.
+it), `format`, `unevaluatedItems`, `unevaluatedProperties`, `$dynamicRef`. A caller's regular expression could
+otherwise stall the gateway. A `$ref` may point only within its own schema; nothing is ever fetched.
 """
 
 

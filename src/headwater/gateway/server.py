@@ -45,6 +45,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here depends on who a proxy says the client is
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
         )

@@ -51,12 +51,9 @@ class StreamSink:
         parts: list[bytes] = []
         for event in events:
             if isinstance(event, _CONTENT):
-                if choice not in self._choices_seen:
-                    self._choices_seen.add(choice)
-                    parts.append(self._writer.role(choice))
-                parts.append(self._writer.event(choice, event))
+                parts.append(self._with_role(choice, self._writer.event(choice, event)))
             elif isinstance(event, Finished):
-                self._held.append(self._writer.event(choice, event))
+                self._held.append(self._with_role(choice, self._writer.event(choice, event)))
         if not parts:
             return
         self._stall.start()
@@ -83,6 +80,13 @@ class StreamSink:
             await self._end(self._writer.error(error))
         else:
             await send_error(self._send, error, self._headers)
+
+    def _with_role(self, choice: int, rendered: bytes) -> bytes:
+        """The first chunk of each choice says who speaks, even when it has nothing to say."""
+        if choice in self._choices_seen:
+            return rendered
+        self._choices_seen.add(choice)
+        return self._writer.role(choice) + rendered
 
     async def _start(self) -> None:
         headers = [

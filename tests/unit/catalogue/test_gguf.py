@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headwater.catalogue.gguf import BLOCKS, ELEMENTS_COUNT_MAX, BrokenModelFile, Header, parse_header, read_header
+from headwater.errors import OperatorError
 from tests.unit.catalogue.gguf_files import (
     ARRAY,
     METADATA,
@@ -19,9 +22,6 @@ from tests.unit.catalogue.gguf_files import (
     build_gguf,
     with_metadata,
 )
-
-from headwater.catalogue.gguf import BLOCKS, ELEMENTS_COUNT_MAX, BrokenModelFile, Header, parse_header, read_header
-from headwater.errors import OperatorError
 
 MUTATIONS_COUNT = 12_000
 

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 from openai.types.chat import completion_create_params
-from tests.unit.dialects.requests import CALL, USER, WEATHER, body
 
 from headwater.dialects import fields, openai_chat_wire, reference
 from headwater.dialects.openai_chat import parse
 from headwater.errors import InvalidRequest
 from headwater.settings.model import GatewaySettings
+from tests.unit.dialects.requests import CALL, USER, WEATHER, body
 
 LIMITS = GatewaySettings()
 PAGE = Path(__file__).parents[3] / "docs/reference/chat-completions.md"

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.dialects.requests import CALL, USER, WEATHER, body, with_message, with_parameters
 
 from headwater.dialects.openai_chat import Parsed, parse
 from headwater.errors import InvalidRequest
 from headwater.request import FunctionCall, Message, ResponseFormat, Sampling, Tool, ToolCall, ToolChoice
 from headwater.settings.model import GatewaySettings
+from tests.unit.dialects.requests import CALL, USER, WEATHER, body, with_message, with_parameters
 
 LIMITS = GatewaySettings()
 ITEM = {"$ref": "#/$defs/Item"}

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.dialects.requests import CALL, USER, WEATHER, body, nested, with_message, with_parameters
 
 from headwater.dialects.openai_chat import parse
 from headwater.errors import InvalidRequest
 from headwater.settings.model import GatewaySettings
+from tests.unit.dialects.requests import CALL, USER, WEATHER, body, nested, with_message, with_parameters
 
 LIMITS = GatewaySettings()
 

@@ -248,7 +248,7 @@ def test_log_probabilities_stay_with_released_text() -> None:
 
 _PIECES = st.sampled_from(
     [PARIS, LIMA, '{"name":"now","arguments":{}}', '{"name": "x", "arguments": {}}', "```json\n", "```", "\n", " ", "[",
-     ",", "<tool_call>", "</tool_call>", "Hi", "{", "}", '"', "\\", "语",
+     "]", ",", "<tool_call>", "</tool_call>", "Hi", "{", "}", '"', "\\", "语",
      '{"name": "now", "arguments": {"a": [1, -2.5e3, null, "\\"{"]}}']
 )  # fmt: skip
 _TEXTS = st.lists(_PIECES, max_size=7).map("".join)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest_asyncio
+
 from tests.rig.processes import FakeEngineHandle, fake_engine
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 import pytest
 import pytest_asyncio
+
 from tests.rig.clients import Client
 from tests.rig.processes import FakeEngineHandle, fake_engine
 from tests.rig.truth import Attempt, Phase, Truth

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+
 from tests.rig.clients import Client, Received, ask, call
 from tests.rig.oracle import Expected, expected
 from tests.rig.processes import FakeEngineHandle, fake_engine

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+
 from tests.rig.clients import Client, ask
 from tests.rig.fault_proxy import GARBAGE, FaultProxy
 from tests.rig.oracle import expected

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from tests.rig.clients import Client, Received, ask
 from tests.rig.oracle import expected, garbage
 from tests.rig.processes import FakeEngineHandle, fake_engine

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.rig.knobs import KnobError, Knobs, make_knobs, parse_knobs, split_model
 from tests.rig.oracle import CANNED, compose, expected, prompt_tokens, text_knob
 

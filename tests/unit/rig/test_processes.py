@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.rig.processes import fake_engine, free_port, running
 from tests.rig.truth import Truth, TruthLog
 
