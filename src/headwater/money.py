@@ -8,6 +8,8 @@ from headwater.usage import Usage
 
 NANOS_PER_UNIT = 10**9
 TOKENS_PER_PRICE = 10**6
+PRICE_UNITS_MAX = 10**6
+"""The dearest price of a million tokens, in whole units: one unit a token."""
 NANOS_MAX = 2**63 - 1
 """SQLite and PostgreSQL keep 64-bit integers; a sum beyond this is refused, never wrapped."""
 

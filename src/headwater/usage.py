@@ -37,8 +37,11 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 NO_USAGE = Usage()
-TOKENS_MAX = 2**40
-"""Above this an upstream's count is absurd; it is refused as a report and we count ourselves."""
+TOKENS_MAX = 2**31
+"""Above this an upstream's count is absurd; it is refused as a report and we count ourselves.
+
+With prices of at most a million units for a million tokens (`money.PRICE_UNITS_MAX`) no cost outgrows 63 bits.
+"""
 
 
 def reported(

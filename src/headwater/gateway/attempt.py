@@ -13,6 +13,9 @@ from headwater.usage import NO_USAGE, Outcome, Usage, UsageSource
 BYTES_PER_TOKEN_ESTIMATED = 4
 """Of English text with common tokenizers; only for prompts that nobody counted, and such records say `estimated`."""
 
+RUNAWAY_FACTOR, RUNAWAY_SLACK = 2, 1024
+"""An event may be less than a token, so the cap is not an exact bound on events; twice of it and a little is."""
+
 _REPORTED: UsageSource = "reported"
 _COUNTED: UsageSource = "counted"
 _ESTIMATED: UsageSource = "estimated"
@@ -55,6 +58,11 @@ class Attempt:
     def is_finished(self) -> bool:
         """Whether the engine's terminal event was read: from then on the attempt is `ok`, whatever follows."""
         return self.finish_reason is not None
+
+    @property
+    def is_runaway(self) -> bool:
+        """Whether the engine ignores its output cap: what is gathered of one answer has a bound."""
+        return self._counted > RUNAWAY_FACTOR * (self._chat.output_tokens_max or 0) + RUNAWAY_SLACK
 
     def usage(self) -> tuple[Usage, UsageSource]:
         """Tokens received so far and how we know."""

@@ -19,6 +19,8 @@ from headwater.request import Chat
 ERROR_BODY_BYTES_MAX = 16 * 1024
 ERROR_MESSAGE_CHARACTERS_MAX = 400
 READ_BUFFER_BYTES = 64 * 1024
+KEEP_ALIVE_S = 4.0
+"""Common servers close an idle connection after 5 s; reusing one just then would lose a request."""
 
 
 class Engine(Protocol):
@@ -64,7 +66,9 @@ class UpstreamEngine:
         self._headers = dict(headers)
         self._output_cap_field: openai.OutputCapField = output_cap_field
         self._running_counts: openai.RunningCounts = running_counts
-        self._session = _session(aiohttp.TCPConnector(limit=0, ttl_dns_cache=60), connect_timeout_s)
+        self._session = _session(
+            aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEEP_ALIVE_S), connect_timeout_s
+        )
 
     async def open(
         self,

@@ -184,11 +184,12 @@ class Life:
             )
             async for data in response.content.iter_any():
                 events = decoder.feed(data)
-                silence.clear()
-                await self._take(attempt, events, repair, sink)
+                if events:  # bytes that say nothing, such as keep-alive comments, are silence too
+                    silence.clear()
+                    await self._take(attempt, events, repair, sink)
+                    silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
                 if decoder.is_done:
                     break
-                silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
             if repair is not None:
                 await sink.take(attempt.choice, repair.finish())
         except (aiohttp.ClientError, OSError) as error:
@@ -214,11 +215,14 @@ class Life:
             raise EngineFailed("The engine ended its answer without saying that it was complete.")
 
     async def _take(self, attempt: Attempt, events: list[Event], repair: ToolCallRepair | None, sink: Sink) -> None:
+        failure: PlatformError | None = None
         for event in events:
             attempt.observe(event)
             if isinstance(event, Failed):
-                raise event.error
-        if attempt.is_finished and self._is_complete():
+                failure = event.error
+        if attempt.is_runaway:
+            failure = EngineFailed("The engine went on far beyond the output cap it was given; it was cut off.")
+        if failure is None and attempt.is_finished and self._is_complete():
             self._stop.disarm()  # the outcome is fixed: a client that leaves from here on is still `ok`
         if repair is not None:
             events = [out for event in events for out in repair.feed(event)]
@@ -226,6 +230,8 @@ class Life:
         await sink.take(attempt.choice, events)
         if sink.has_content and not had_content:
             self._ttft_s = self._context.clock.monotonic_s() - self.request.received_monotonic_s
+        if failure is not None:
+            raise failure
 
     def _repair(self, chat: Chat) -> ToolCallRepair | None:
         """Our own engines' small models write tool calls as text; an upstream's parser is its own business."""

@@ -4,12 +4,16 @@ import asyncio
 from concurrent.futures import Future
 from functools import partial
 
+import structlog
+
 from headwater.errors import LedgerUnavailable
 from headwater.ledger.rows import Settlement
 from headwater.ledger.store import IntegrityError, Write, settlement_writes
 from headwater.ledger.writer import LedgerWriter
 from headwater.money import Price, cost_nanos
 from headwater.usage import Outcome, Usage
+
+log = structlog.get_logger()
 
 
 def charge_nanos(usage: Usage, price: Price | None, *, outcome: Outcome, is_stream: bool) -> int | None:
@@ -91,9 +95,11 @@ class Settler:
             if error is None:
                 done.set_result(None)
             else:
+                request_id = settlement.record.request_id
+                log.error("settlement_failed", request_id=request_id, error=f"{type(error).__name__}: {error}")
                 failure = LedgerUnavailable(
-                    f"The usage of {settlement.record.request_id} could not be recorded, so the answer is not given."
+                    f"The usage of {request_id} could not be recorded, so the answer is not given."
                 )
                 failure.__cause__ = error
                 done.set_exception(failure)
-                done.exception()  # a rejected request's settlement is not waited for; its failure is logged elsewhere
+                done.exception()  # a rejected request's settlement is not waited for

@@ -212,6 +212,8 @@ class Price(_Text):
         pattern = rf"[0-9]{{1,{_PRICE_WHOLE_DIGITS_MAX}}}(\.[0-9]{{1,{_PRICE_FRACTION_DIGITS_MAX}}})?"
         if not isinstance(written, str) or not re.fullmatch(pattern, written):
             raise BadValue(self._why_not(written))
+        if Decimal(written) > PRICE_UNITS_MAX:
+            raise BadValue(f"at most {PRICE_UNITS_MAX} for a million tokens")
         return written
 
     def _why_not(self, written: object) -> str:
