@@ -12,6 +12,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from headwater.money import PRICE_UNITS_MAX
+
 NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _PRICE_FRACTION_DIGITS_MAX: Final = 9  # money is nano-units (DESIGN §6)
