@@ -84,7 +84,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation to be continued by n independent answers.
 
     output_tokens_max: the caller's cap, or None; the life fills in a number before an engine sees the payload.
-    text_bytes: UTF-8 bytes of all text, tools and schemas, the basis of the input bound (DESIGN §6).
+    text_bytes: UTF-8 bytes of all text, tools and schemas, the basis of the input bound.
     """
 
     messages: tuple[Message, ...]

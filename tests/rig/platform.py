@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -32,10 +32,20 @@ READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 CLI_TIMEOUT_S = 30.0
 POLL_S = 0.005
+T = TypeVar("T")
 PRICE = {"input": "0.10", "cached_input": "0.01", "output": "0.30", "reasoning": "0.70"}
 """Per million tokens, each kind another, so that a mix-up of kinds shows in the cost."""
 
 Table = Mapping[str, object]
+
+
+async def until(look: Callable[[], T], *, timeout_s: float = 10.0) -> T:
+    """Look again and again until what is seen is true, and return it. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        # What another process does has no asyncio.Event.
+        while not (seen := look()):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+    return seen
 
 
 # -- the configuration file ------------------------------------------------------------------------------------------
@@ -268,7 +278,7 @@ class Platform:
             return not any(value for name, value in metrics.items() if name.partition("{")[0] in kinds)
 
         async with asyncio.timeout(timeout_s):
-            while not is_idle(await self.metrics()):
+            while not is_idle(await self.metrics()):  # noqa: ASYNC110 see `until`
                 await asyncio.sleep(POLL_S)
 
     def fds_count(self) -> int:
@@ -295,11 +305,14 @@ class Platform:
         self, event: str, holds: Callable[[dict[str, Any]], bool] = lambda _: True, *, timeout_s: float = 10.0
     ) -> dict[str, Any]:
         """The first line of that event that satisfies the condition, once it is there."""
-        async with asyncio.timeout(timeout_s):
-            while not (found := [line for line in self.log(event) if holds(line)]):
+
+        def look() -> list[dict[str, Any]]:
+            found = [line for line in self.log(event) if holds(line)]
+            if not found:
                 self._assert_running(f"log {event}")
-                await asyncio.sleep(POLL_S)
-        return found[0]
+            return found
+
+        return (await until(look, timeout_s=timeout_s))[0]
 
     # its database, read-only
 
@@ -328,17 +341,14 @@ class Platform:
 
     async def record(self, request_id: str, *, timeout_s: float = 10.0) -> dict[str, Any]:
         """The usage record of a request once it is committed (the ones of refusals aren't waited for by the answer)."""
-        async with asyncio.timeout(timeout_s):
-            while (found := self.find_record(request_id)) is None:
-                await asyncio.sleep(POLL_S)
+        found = await until(lambda: self.find_record(request_id), timeout_s=timeout_s)
+        assert found is not None
         return found
 
     async def record_of(self, client_request_id: str, *, timeout_s: float = 10.0) -> dict[str, Any]:
         """The one record with the client's own request id: the way to find it for a client that left early."""
         sql = "SELECT * FROM usage_records WHERE client_request_id = ?"
-        async with asyncio.timeout(timeout_s):
-            while not (found := self.rows(sql, client_request_id)):
-                await asyncio.sleep(POLL_S)
+        found = await until(lambda: self.rows(sql, client_request_id), timeout_s=timeout_s)
         assert len(found) == 1, f"{len(found)} records for {client_request_id}"
         return found[0]
 
@@ -348,7 +358,7 @@ async def running_platform(
     config_text: str, directory: Path, *arguments: str, wrapper: Sequence[str] = ()
 ) -> AsyncIterator[Platform]:
     """A started platform with one key, ready to be asked, until the block ends. directory: made if it isn't there."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 once, before anything runs
     platform = Platform(directory, config_text)
     made = await platform.create_key("--name", "test key")
     platform.key, platform.key_id = made["key"], made["id"]

@@ -5,7 +5,7 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer.main
 from typer.core import TyperArgument, TyperGroup
@@ -66,10 +66,10 @@ def _row(parameter: Any) -> str:
 
 
 def _value(parameter: Any) -> str:
-    choices = getattr(parameter.type, "choices", None)
-    if choices:
-        return " or ".join(str(choice) for choice in choices)
-    return str(parameter.metavar or parameter.type.name.upper())
+    annotation = parameter.type_descriptor.annotation
+    if get_origin(annotation) is Literal:
+        return " or ".join(get_args(annotation))
+    return str(parameter.metavar or "TEXT")
 
 
 def _default(parameter: Any) -> str:

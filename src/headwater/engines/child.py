@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 PREFILL_BATCH_S_MAX = 0.4
-"""One prefill batch may take this long: it is how long a client that left can go unnoticed (DESIGN §4.5)."""
+"""One prefill batch may take this long: it is how long a client that left can go unnoticed."""
 _BATCH_FIRST = 32
 _BATCH_MIN, _BATCH_MAX, _BATCH_STEP = 16, 512, 8
 _HEADROOM = 0.85

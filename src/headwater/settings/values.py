@@ -16,7 +16,7 @@ from headwater.money import PRICE_UNITS_MAX
 
 NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
-_PRICE_FRACTION_DIGITS_MAX: Final = 9  # money is nano-units (DESIGN §6)
+_PRICE_FRACTION_DIGITS_MAX: Final = 9  # money is kept in nano-units
 _PRICE_WHOLE_DIGITS_MAX: Final = 9  # a price of 10⁹ a million tokens is a slip; 10⁹ × 10⁹ still fits 63 bits
 
 
