@@ -17,7 +17,7 @@ _OPENING: Final = """\
 Every error of the API has one shape, the OpenAI API's, and `code` is always a string:
 
 ```json
-{"error": {"message": "The model 'gpt' does not exist here. …", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}
+{"error": {"message": "The model 'x' …", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}
 ```
 
 `param` names the field of the request, or is null. Quote `x-request-id` when you report one. Refusals come in this

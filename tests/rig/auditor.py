@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from tests.rig.knobs import split_model
 from tests.rig.truth import Attempt, Truth
 
@@ -69,11 +70,13 @@ class Ledger:
         connection.row_factory = sqlite.Row
         try:
             connection.execute("BEGIN")
-            tables = ("usage_records", "attempts", "prices", "api_keys")
-            rows = [[dict(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in tables]  # noqa: S608
+
+            def rows(table: str) -> list[Row]:
+                return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]  # noqa: S608 names are ours
+
+            return cls(rows("usage_records"), rows("attempts"), rows("prices"), rows("api_keys"))
         finally:
             connection.close()
-        return cls(*rows)
 
 
 @dataclass(slots=True)
@@ -237,7 +240,6 @@ def _version(row: Row) -> tuple[int, str]:
 def _truth(books: Ledger, truth: Truth, *, is_killed: bool) -> Iterator[Finding]:
     """Attempts of the ledger and of the engine are the same ones, and they say the same."""
     rows = {row["id"]: row for row in books.attempts}
-    records = {row["request_id"]: row for row in books.records}
     seen = truth.by_request
     for attempt_id, twins in seen.items():
         if len(twins) > 1:
@@ -252,10 +254,10 @@ def _truth(books: Ledger, truth: Truth, *, is_killed: bool) -> Iterator[Finding]
                     "truth", row["id"], f"{row['outcome']} with {row['output']} tokens; no engine received it"
                 )
             continue
-        yield from _one_attempt(row, twins[0], records.get(row["request_id"], {}))
+        yield from _one_attempt(row, twins[0])
 
 
-def _one_attempt(row: Row, engine: Attempt, record: Row) -> Iterator[Finding]:
+def _one_attempt(row: Row, engine: Attempt) -> Iterator[Finding]:
     about = row["id"]
     yield from _shape(about, row)
     if engine.facts.get("n") not in (None, 1):
@@ -265,9 +267,8 @@ def _one_attempt(row: Row, engine: Attempt, record: Row) -> Iterator[Finding]:
     if row["outcome"] == "ok":
         if not said_finish:
             yield Finding("outcome", about, f"ok; the engine never said it was complete ({_story(engine)})")
-    elif row["error_code"] == "engine_failed" and record.get("choices_count") == 1:
-        if engine.finish_reason is not None and not engine.faults:
-            yield Finding("outcome", about, "engine_failed; the engine finished without a fault")
+    elif row["error_code"] == "engine_failed" and engine.finish_reason is not None and not engine.faults:
+        yield Finding("outcome", about, "engine_failed; the engine finished without a fault")
     if engine.closed_at_ns is not None:
         yield from _tokens(row, engine)
 

@@ -43,7 +43,7 @@ async def until(look: Callable[[], T], *, timeout_s: float = 10.0) -> T:
     """Look again and again until what is seen is true, and return it. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         # What another process does has no asyncio.Event.
-        while not (seen := look()):  # noqa: ASYNC110
+        while not (seen := look()):
             await asyncio.sleep(POLL_S)
     return seen
 
@@ -278,7 +278,7 @@ class Platform:
             return not any(value for name, value in metrics.items() if name.partition("{")[0] in kinds)
 
         async with asyncio.timeout(timeout_s):
-            while not is_idle(await self.metrics()):  # noqa: ASYNC110 see `until`
+            while not is_idle(await self.metrics()):
                 await asyncio.sleep(POLL_S)
 
     def fds_count(self) -> int:
@@ -358,7 +358,7 @@ async def running_platform(
     config_text: str, directory: Path, *arguments: str, wrapper: Sequence[str] = ()
 ) -> AsyncIterator[Platform]:
     """A started platform with one key, ready to be asked, until the block ends. directory: made if it isn't there."""
-    directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 once, before anything runs
+    directory.mkdir(parents=True, exist_ok=True)
     platform = Platform(directory, config_text)
     made = await platform.create_key("--name", "test key")
     platform.key, platform.key_id = made["key"], made["id"]

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -60,7 +61,7 @@ class SocketAdmin:
 
     def revoke_key(self, key_id: str) -> KeyView:
         """See Admin."""
-        return self._call("POST", f"/keys/{key_id}/revoke", KeyView)
+        return self._call("POST", f"/keys/{quote(key_id, safe='')}/revoke", KeyView)
 
     def _call(self, method: str, path: str, answer: type[T], body: bytes | None = None) -> T:
         connection = _UnixConnection(self._path)
@@ -76,10 +77,17 @@ class SocketAdmin:
             ) from error
         finally:
             connection.close()
-        if response.status >= 400:
+        try:
+            if response.status < 400:
+                return msgspec.json.decode(content, type=answer)
             problem = msgspec.json.decode(content, type=Problem)
-            raise OperatorError(problem.what, why=problem.why, now=problem.now)
-        return msgspec.json.decode(content, type=answer)
+        except msgspec.DecodeError as error:
+            raise OperatorError(
+                f"The running platform answered the admin request with status {response.status}.",
+                why="It failed on the request, or is of another version.",
+                now="Its log says what went wrong.",
+            ) from error
+        raise OperatorError(problem.what, why=problem.why, now=problem.now)
 
 
 class FileAdmin:

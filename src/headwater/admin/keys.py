@@ -13,6 +13,7 @@ from headwater.ledger import store
 from headwater.ledger.rows import KeyRow
 
 NAME_CHARACTERS_MAX = 100
+EXPIRES_IN_S_MAX = 100 * 365.25 * 86_400
 
 
 class CreatedKey(NamedTuple):
@@ -37,8 +38,10 @@ class KeyAdmin:
             raise OperatorError(
                 f"A key's name has 1 to {NAME_CHARACTERS_MAX} printable characters; given: {name[:120]!r}."
             )
-        if expires_in_s is not None and expires_in_s <= 0:
-            raise OperatorError(f"A key can't expire {expires_in_s:g} s from now; give a positive time.")
+        if expires_in_s is not None and not 0 < expires_in_s <= EXPIRES_IN_S_MAX:
+            raise OperatorError(
+                f"A key can't expire {expires_in_s:g} s from now; give a positive time of at most 100 years."
+            )
         for model in allowed_models or ():
             if model not in self._model_names:
                 raise OperatorError(

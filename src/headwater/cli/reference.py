@@ -17,8 +17,8 @@ _OPENING = """\
 
 <!-- Made by `python -m headwater.cli.reference > docs/reference/cli.md`; a test fails when it is stale. -->
 
-Results go to standard output; progress, logs and errors go to standard error. With `--json` a command prints one JSON
-document and nothing else on standard output. `-h` is short for `--help` everywhere.
+Results go to standard output; progress, logs and errors go to standard error. With `--json` a command (any but
+`headwater up`) prints one JSON document and nothing else on standard output. `-h` is short for `--help` everywhere.
 
 | Exit code | Means |
 | --- | --- |
@@ -34,7 +34,8 @@ Where a command finds its settings: [settings](settings.md).
 def page() -> str:
     """Return the page, Markdown."""
     root = typer.main.get_command(app)
-    return "\n".join([_OPENING, *_sections("headwater", root)]).rstrip("\n") + "\n"
+    text = "\n".join([_OPENING, *_sections("headwater", root)]).rstrip("\n") + "\n"
+    return text.replace("***", "`***`")  # a hidden secret, not emphasis
 
 
 def _sections(name: str, command: Any) -> Iterator[str]:

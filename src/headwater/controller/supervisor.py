@@ -88,6 +88,7 @@ class ReplicaTask:
         self._events: asyncio.Queue[lifecycle.Event] = asyncio.Queue()
         self._policy = RestartPolicy(*plan.restarts)
         self._process: asyncio.subprocess.Process | None = None
+        self._has_spawned = asyncio.Event()
         self._api_key = ""
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._start_timer: asyncio.TimerHandle | None = None
@@ -137,6 +138,7 @@ class ReplicaTask:
     def _perform(self, command: lifecycle.Command) -> None:
         match command:
             case lifecycle.Spawn():
+                self._has_spawned.clear()
                 self._spawn_side_task(self._start())
             case lifecycle.Announce():
                 plan = self.plan
@@ -158,21 +160,43 @@ class ReplicaTask:
         task.add_done_callback(self._side_tasks.discard)
 
     async def _start(self) -> None:
-        """Start the child, hand it its spec, and stay with it until it is gone."""
+        """Start the child and stay with it; however that ends, the replica hears that it is gone."""
+        try:
+            reason = await self._live()
+        except (OSError, ValueError) as error:  # no process to be had, no file to log to, an unreadable status
+            log.exception("engine_lost", replica=self.id, deployment=self.plan.name)
+            reason = f"it could not be started or followed ({error})"
+            if self.pid is not None:
+                assert self._process is not None
+                self._process.kill()
+                await self._process.wait()
+        finally:
+            self._has_spawned.set()
+        self._socket_path.unlink(missing_ok=True)
+        self.send(lifecycle.Exited(reason, self._clock.monotonic_s()))
+
+    async def _live(self) -> str:
+        """Start the child, hand it its spec, pass on its news; returns how it ended."""
         plan = self.plan
         self._api_key = secrets.token_urlsafe(32)
-        status_read, status_write = os.pipe()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_log(self.log_path) as log_file:
-            self._process = process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "headwater.engines.child", "--status-fd", str(status_write)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log_file,
-                stderr=log_file,
-                pass_fds=(status_write,),
-                start_new_session=True,
-            )
-        os.close(status_write)
+        status_read, status_write = os.pipe()
+        try:
+            with _open_log(self.log_path) as log_file:
+                self._process = process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "headwater.engines.child", "--status-fd", str(status_write)),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=log_file,
+                    stderr=log_file,
+                    pass_fds=(status_write,),
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(status_read)
+            raise
+        finally:
+            os.close(status_write)
+        self._has_spawned.set()
         batch_tokens = plan.batch_tokens or self._calibration.batch_tokens(plan.model_digest, plan.threads)
         spec = ChildSpec(
             parent_pid=os.getpid(),
@@ -195,8 +219,7 @@ class ReplicaTask:
             code = await process.wait()
         finally:
             timer.cancel()
-        self._socket_path.unlink(missing_ok=True)
-        self.send(lifecycle.Exited(self._describe_exit(code), self._clock.monotonic_s()))
+        return self._describe_exit(code)
 
     async def _read_statuses(self, fd: int) -> None:
         """Pass the child's status lines on as events, until it closes the pipe by ending."""
@@ -208,7 +231,7 @@ class ReplicaTask:
             async for line in reader:
                 status = msgspec.json.decode(line, type=ChildStatus)
                 if status.state == "ready":
-                    self._calibration.store(self.plan.model_digest, self.plan.threads, status.batch_tokens)
+                    self._calibration.store(self.plan.model_digest, self.plan.threads, status.token_s)
                     log.info(
                         "engine_ready",
                         replica=self.id,
@@ -230,14 +253,18 @@ class ReplicaTask:
 
     def _log_tail(self) -> str:
         """Where the engine's log is and its last lines, for the reason a person reads."""
-        with self.log_path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = deque(file.read().decode(errors="replace").splitlines(), maxlen=LOG_TAIL_LINES)
+        try:
+            with self.log_path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                lines = deque(file.read().decode(errors="replace").splitlines(), maxlen=LOG_TAIL_LINES)
+        except OSError as error:
+            return f"; its log can't be read ({error})"
         tail = " | ".join(line.strip() for line in lines)
         return f"; log {self.log_path}: {tail}" if tail else f"; log {self.log_path} is empty"
 
     async def _terminate(self) -> None:
         """SIGTERM, a grace, SIGKILL. The exit comes back as an event from `_start`."""
+        await self._has_spawned.wait()  # a process that is just being made is ended too
         process = self._process
         if process is None or process.returncode is not None:
             return

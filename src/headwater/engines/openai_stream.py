@@ -87,7 +87,7 @@ class _PromptProgress(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     timings: _Timings | None = None
     prompt_progress: _PromptProgress | None = None
@@ -157,10 +157,12 @@ class OpenAIStreamDecoder:
         # The engine's running count goes before the content it counts: a reader that stops after the content has both.
         if chunk.timings is not None:
             self._timings(chunk.timings, events)
-        for choice in chunk.choices:
+        choices = chunk.choices or ()
+        for choice in choices:
             self._choice(choice, events)
         if chunk.usage is not None and chunk.usage.completion_tokens is not None:
-            self._usage(chunk.usage, events, is_final=not chunk.choices)
+            # The closing count has a chunk of its own (OpenAI) or comes with the finish (DeepSeek); others are running.
+            self._usage(chunk.usage, events, is_final=all(choice.finish_reason for choice in choices))
 
     def _choice(self, choice: _Choice, events: list[Event]) -> None:
         delta = choice.delta
@@ -172,7 +174,7 @@ class OpenAIStreamDecoder:
             for call in delta.tool_calls or ():
                 function = call.function or _Function()
                 events.append(ToolCallDelta(call.index, call.id, function.name, function.arguments or ""))
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some providers send "" until the end
             events.append(Finished(_FINISH.get(choice.finish_reason, "stop")))
 
     def _timings(self, timings: _Timings, events: list[Event]) -> None:

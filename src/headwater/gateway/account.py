@@ -19,6 +19,8 @@ from headwater.request import Principal
 
 DAYS_DEFAULT = 30
 OWNER = "headwater"
+_FIRST_END = datetime(1970, 1, 1, tzinfo=UTC)
+"""Nothing is older; a date's own arithmetic ends at year 1."""
 
 
 class _ModelUsageWire(msgspec.Struct):
@@ -94,7 +96,7 @@ class Account:
             raise UnsupportedField(f"Unknown query parameter {unknown[0]!r}; known: start, end.", param=unknown[0])
         now = datetime.fromtimestamp(self._clock.now_s(), UTC)
         end = _moment(given, "end") or now + timedelta(seconds=1)
-        start = _moment(given, "start") or end - timedelta(days=DAYS_DEFAULT)
+        start = _moment(given, "start") or max(end, _FIRST_END) - timedelta(days=DAYS_DEFAULT)
         if start >= end:
             raise InvalidRequest(f"start ({start.isoformat()}) must be before end ({end.isoformat()}).", param="start")
         return start, end

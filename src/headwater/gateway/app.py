@@ -16,7 +16,7 @@ from headwater.gateway.auth import Authenticator
 from headwater.gateway.chat import ChatCompletions
 from headwater.gateway.engines import Engine, ReplicaEngine, UpstreamEngine
 from headwater.gateway.health import Health
-from headwater.gateway.http import Endpoint, router_error
+from headwater.gateway.http import Endpoint, internal_error, router_error
 from headwater.gateway.life import LifeContext
 from headwater.gateway.pool import Member, Pool
 from headwater.gateway.routing import ModelDirectory, Target, Timeouts
@@ -93,7 +93,7 @@ class Gateway:
                 Route("/ready", public(health.ready), methods=["GET"]),
                 Route("/metrics", public(health.metrics), methods=["GET"]),
             ],
-            exception_handlers={HTTPException: router_error},
+            exception_handlers={HTTPException: router_error, Exception: internal_error},
         )
 
     def _own_target(self, deployment: DeploymentSettings, prices: Mapping[str, Price], clock: Clock) -> Target:

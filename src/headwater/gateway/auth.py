@@ -31,6 +31,7 @@ class Authenticator:
         self._held: OrderedDict[bytes, Principal] = OrderedDict()
         self._reader: Connection | None = None
         self._reading = threading.Lock()
+        self._forgotten_count = 0
 
     async def authenticate(self, headers: Headers) -> Principal:
         """The principal of this request. Raises AuthenticationFailed."""
@@ -40,10 +41,7 @@ class Authenticator:
         key_hash = hash_key(secret)
         principal = self._held.get(key_hash)
         if principal is None:
-            row = await asyncio.to_thread(self._read, key_hash)
-            if row is None:
-                raise AuthenticationFailed(f"The API key is unknown here. {_NOW}")
-            principal = self._hold(row)
+            principal = self._hold(await self._find(key_hash))
         else:
             self._held.move_to_end(key_hash)
         if principal.expires_at_s is not None and principal.expires_at_s <= self._clock.now_s():
@@ -53,11 +51,22 @@ class Authenticator:
     def forget(self, key_hash: bytes) -> None:
         """Drop a key that was revoked or changed; the next request with it reads the store again. Loop thread only."""
         self._held.pop(key_hash, None)
+        self._forgotten_count += 1
 
     def close(self) -> None:
         """Close the reading connection."""
         if self._reader is not None:
             self._reader.close()
+
+    async def _find(self, key_hash: bytes) -> KeyRow:
+        """The key's row as it is now: read again when a key was revoked while this one was being read."""
+        while True:
+            forgotten_count = self._forgotten_count
+            row = await asyncio.to_thread(self._read, key_hash)
+            if row is None:
+                raise AuthenticationFailed(f"The API key is unknown here. {_NOW}")
+            if forgotten_count == self._forgotten_count:
+                return row
 
     def _read(self, key_hash: bytes) -> KeyRow | None:
         with self._reading:

@@ -18,23 +18,18 @@ async def read_body(receive: Receive, headers: Headers, *, bytes_max: int, timeo
     """The whole body. Raises BodyTooLarge (before reading it when the length is declared), TimedOut, ClientLeft."""
     if headers.content_length is not None and headers.content_length > bytes_max:
         raise _too_large(headers.content_length, bytes_max)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) > bytes_max:
-            raise _too_large(len(body), bytes_max)
-        return body
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_rest(receive, message, bytes_max)
+            return await _read(receive, bytes_max)
     except TimeoutError:
         raise TimedOut(f"The request body did not arrive within {timeout_s:g} s.") from None
 
 
-async def _read_rest(receive: Receive, message: dict[str, Any], bytes_max: int) -> bytes:
+async def _read(receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
         part = message.get("body", b"")
@@ -44,7 +39,6 @@ async def _read_rest(receive: Receive, message: dict[str, Any], bytes_max: int) 
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
-        message = await receive()
 
 
 def _too_large(size: int, bytes_max: int) -> BodyTooLarge:

@@ -74,3 +74,10 @@ async def router_error(request: Request, error: Exception) -> Response:
         known = NotFound(f"There is nothing at {path}. The API begins at /v1, such as /v1/chat/completions.")
     headers = {**(error.headers or {}), "x-request-id": new_id(REQUEST)}
     return Response(error_body(known), known.status, headers, media_type="application/json")
+
+
+async def internal_error(_request: Request, _error: Exception) -> Response:
+    """What nobody foresaw, in the one shape and without its detail; the server logs it with its trace."""
+    known = PlatformError("The platform failed on this request; the cause is in its log.")
+    headers = {"x-request-id": new_id(REQUEST)}
+    return Response(error_body(known), known.status, headers, media_type="application/json")

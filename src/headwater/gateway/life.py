@@ -185,9 +185,12 @@ class Life:
             async for data in response.content.iter_any():
                 events = decoder.feed(data)
                 if events:  # bytes that say nothing, such as keep-alive comments, are silence too
-                    silence.clear()
+                    is_tail = attempt.is_finished  # which has one time-out in all, whatever else is said in it
+                    if not is_tail:
+                        silence.clear()
                     await self._take(attempt, events, repair, sink)
-                    silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
+                    if not is_tail:
+                        silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
                 if decoder.is_done:
                     break
             if repair is not None:
@@ -218,7 +221,7 @@ class Life:
         failure: PlatformError | None = None
         for event in events:
             attempt.observe(event)
-            if isinstance(event, Failed):
+            if isinstance(event, Failed) and not attempt.is_finished:  # no failure undoes a fixed outcome
                 failure = event.error
         if attempt.is_runaway:
             failure = EngineFailed("The engine went on far beyond the output cap it was given; it was cut off.")

@@ -4,6 +4,7 @@ Run in a process of its own (`python -m headwater.ledger.migrate PATH`) by whoev
 Alembic and SQLAlchemy then never load into the gateway.
 """
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -18,25 +19,32 @@ HEAD = "0001"
 def current_revision(path: Path) -> str | None:
     """The schema revision of the database at `path`; None when there is no database or it is empty.
 
-    Raises OperatorError when the file is not a SQLite database.
+    Raises OperatorError when the file is not a SQLite database, or is another program's.
     """
     if not path.exists() or path.stat().st_size == 0:
         return None
-    connection = open_reader(path)
     try:
-        row = connection.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
-        if row is None:
-            return None
-        revision: str = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
-        return revision
+        with contextlib.closing(open_reader(path)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            revisions = []
+            if {"alembic_version", "usage_records"} <= tables:  # other programs are migrated by Alembic too
+                revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     except DatabaseError as error:
         raise OperatorError(
             f"{path} can't be read as a database.",
             why=f"SQLite says: {error}.",
             now="Move it away or restore it from a backup; Headwater changes nothing in it.",
         ) from error
-    finally:
-        connection.close()
+    if not tables:
+        return None
+    if len(revisions) != 1:
+        raise OperatorError(
+            f"{path} is not a database of Headwater's.",
+            why=f"It holds other tables ({', '.join(sorted(tables)[:5])}).",
+            now="Choose another path with `--set store.url=sqlite:///PATH/headwater.db`; Headwater changes nothing in this one.",
+        )
+    revision: str = revisions[0][0]
+    return revision
 
 
 def ensure_schema(path: Path) -> None:
@@ -69,9 +77,9 @@ def main(path: Path) -> None:
     from alembic import command
     from alembic.config import Config
     from pysqlite3 import dbapi2
-    from sqlalchemy import create_engine, event
+    from sqlalchemy import URL, create_engine, event
 
-    engine = create_engine(f"sqlite:///{path}", module=dbapi2)
+    engine = create_engine(URL.create("sqlite", database=str(path)), module=dbapi2)
 
     # The driver's own transactions would commit before each CREATE TABLE; ours must hold all of them.
     @event.listens_for(engine, "connect")
@@ -85,7 +93,8 @@ def main(path: Path) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    migrations = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", migrations.replace("%", "%%"))  # `%` interpolates there
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

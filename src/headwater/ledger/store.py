@@ -106,7 +106,8 @@ def open_writer(path: Path) -> Connection:
 
 def open_reader(path: Path) -> Connection:
     """A read-only connection: it can neither write nor checkpoint. Usable from one thread at a time."""
-    connection = sqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    address = f"{path.absolute().as_uri()}?mode=ro"  # a path may hold `?`, `#` or `%`, which mean something in a URI
+    connection = sqlite.connect(address, uri=True, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA query_only=ON")
     connection.execute("PRAGMA busy_timeout=5000")
     return connection

@@ -46,6 +46,7 @@ class LedgerWriter:
         self._queue: SimpleQueue[_Submission | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._failure: BaseException | None = None
+        self._is_closed = False
         self.commits_count = 0
         self.settlements_count = 0
 
@@ -68,12 +69,15 @@ class LedgerWriter:
         done.set_running_or_notify_cancel()
         if self._failure is not None:
             done.set_exception(LedgerFailed(str(self._failure)))
+        elif self._is_closed:
+            done.set_exception(LedgerFailed("the ledger is closed"))
         else:
             self._queue.put(_Submission(writes, settlements_count, done))
         return done
 
     def close(self) -> None:
         """Write what waits, stop the thread, close the connection (which checkpoints the WAL). Idempotent."""
+        self._is_closed = True
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
@@ -100,12 +104,7 @@ class LedgerWriter:
         try:
             self._commit(batch)
         except IntegrityError as error:
-            self._connection.execute("ROLLBACK")
-            if len(batch) == 1:
-                batch[0].done.set_exception(error)
-            else:
-                for submission in batch:
-                    self._write([submission])
+            self._replay(batch, error)
             return
         except Exception as error:  # noqa: BLE001 whatever else went wrong at a commit, the ledger can't vouch for it
             self._fail(error)
@@ -113,6 +112,20 @@ class LedgerWriter:
             return
         for submission in batch:
             submission.done.set_result(None)
+
+    def _replay(self, batch: list[_Submission], error: IntegrityError) -> None:
+        """Undo the batch and write its submissions one by one, so that the bad one fails alone."""
+        try:
+            self._connection.execute("ROLLBACK")
+        except DatabaseError as rollback_error:
+            self._fail(rollback_error)
+            self._refuse(batch)
+            return
+        if len(batch) == 1:
+            batch[0].done.set_exception(error)
+            return
+        for submission in batch:
+            self._write([submission])
 
     def _commit(self, batch: list[_Submission]) -> None:
         execute, executemany = self._connection.execute, self._connection.executemany
