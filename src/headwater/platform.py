@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
+from starlette.types import ASGIApp
 
 from headwater.admin.books import Books, open_books, publish_prices
 from headwater.admin.client import callable_names
@@ -74,7 +75,8 @@ class Platform:
         )
         self.supervisor.start()
         admin = build_admin_app(self.keys, forget_key=self.gateway.authenticator.forget)
-        for app, bound in ((self.gateway.app, listener), (admin, admin_listener)):
+        faces: list[tuple[ASGIApp, socket.socket]] = [(self.gateway.app, listener), (admin, admin_listener)]
+        for app, bound in faces:
             server = HttpServer(app, bound)
             await server.start()
             self._servers.append(server)

@@ -100,6 +100,14 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     """None: no log probabilities; 0: the chosen token's only; up to 20: that many alternatives."""
     text_bytes: int = 0
 
+    def for_choice(self, choice: int) -> "Chat":
+        """What the call for one of the n choices asks: the same, with a seed of its own; equal seeds would repeat one answer."""
+        seed = self.sampling.seed
+        if seed is None or choice == 0:
+            return self
+        wrapped = (seed + choice + 2**63) % 2**64 - 2**63
+        return msgspec.structs.replace(self, sampling=msgspec.structs.replace(self.sampling, seed=wrapped))
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One call, authenticated, parsed and resolved: everything the life needs to know of it."""

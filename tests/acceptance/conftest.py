@@ -91,6 +91,13 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return lambda text: figures.append(f"{Path(request.node.path).stem}: {text}")
 
 
+@pytest.fixture(scope="module")
+def figure_of_module(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """The same for fixtures that a module shares."""
+    figures = request.config.stash[FIGURES]
+    return lambda text: figures.append(f"{Path(request.node.path).stem}: {text}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the figures."""
     if config.stash[FIGURES]:

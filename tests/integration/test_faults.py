@@ -132,10 +132,25 @@ def case_id(case: Case) -> str:
     return f"{case.upstream}-{case.knobs or 'nothing'}"
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def answers(platform: Platform) -> dict[tuple[str, bool], Received]:
+    """All cases, a few at a time: most of their time is spent in time-outs."""
+    places = asyncio.Semaphore(8)
+
+    async def ask(case: Case, stream: bool) -> tuple[tuple[str, bool], Received]:
+        async with places:
+            got = await platform.ask(chat_body(f"{case.upstream}/{model_of(case)}", stream=stream))
+            return (case_id(case), stream), got
+
+    return dict(await asyncio.gather(*(ask(case, stream) for case in CASES for stream in (True, False))))
+
+
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_a_fault_ends_in_its_error_outcome_and_record(platform: Platform, case: Case, stream: bool) -> None:
-    got = await platform.ask(chat_body(f"{case.upstream}/{model_of(case)}", stream=stream))
+async def test_a_fault_ends_in_its_error_outcome_and_record(
+    platform: Platform, answers: dict[tuple[str, bool], Received], case: Case, stream: bool
+) -> None:
+    got = answers[case_id(case), stream]
     assert got.ended == "complete", "a stream ends in good order, whatever happened behind it"
     if stream and case.content:
         _check_stream(got, case)
@@ -193,9 +208,14 @@ def _check_whole(got: Received, case: Case) -> None:
         assert set(got.error) == {"message", "type", "param", "code"}
 
 
-async def test_an_endless_stream_ends_at_the_total_timeout(engine: FakeEngineHandle, short_path: Path) -> None:
+async def test_an_endless_stream_ends_at_the_total_timeout(short_path: Path) -> None:
     model = "m:endless,gap_ms=5"
-    text = config(upstreams=[upstream("fake", engine.base_url, [model], total_timeout_s=0.5)])
+    async with fake_engine() as engine:
+        text = config(upstreams=[upstream("fake", engine.base_url, [model], total_timeout_s=0.5)])
+        await _check_endless(engine, text, model, short_path)
+
+
+async def _check_endless(engine: FakeEngineHandle, text: str, model: str, short_path: Path) -> None:
     async with running_platform(text, short_path / "p") as platform:
         got, whole = await asyncio.gather(
             platform.ask(chat_body(f"fake/{model}", max_tokens=5)),
@@ -209,7 +229,7 @@ async def test_an_endless_stream_ends_at_the_total_timeout(engine: FakeEngineHan
         assert (record["outcome"], record["usage_source"]) == ("timeout", "estimated")
         assert record["output"] >= got.content_count > 5
         found = audit(platform.database, await engine.settled(2))
-        assert "tokens" not in found.rules_broken, str(found)
+        assert found.is_clean, str(found)
 
 
 async def test_an_engine_that_crashes_is_an_engine_that_failed(short_path: Path) -> None:

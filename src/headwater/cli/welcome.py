@@ -10,8 +10,9 @@ from rich.console import Console
 if TYPE_CHECKING:
     from headwater.settings.model import Settings
 
-QUESTION = "In one sentence: what is a headwater?"
+QUESTION = "In one sentence: what is open source software?"
 ANSWER_TOKENS_MAX = 64
+ERROR_BYTES_MAX = 64 * 1024
 
 
 @contextlib.contextmanager
@@ -36,7 +37,8 @@ def first_model(settings: "Settings") -> str:
 
 async def ask(console: Console, base_url: str, key: str, model: str) -> None:
     """Ask one question through the API, as any client would, and print the answer as it streams in."""
-    import aiohttp
+    from headwater.engines.sse import SSEParser
+    from headwater.gateway.http_client import HttpClient, origin_of
 
     body = {
         "model": model,
@@ -47,25 +49,26 @@ async def ask(console: Console, base_url: str, key: str, model: str) -> None:
     }
     console.print(f"\n[bold]You[/]    {QUESTION}")
     console.print(f"[bold]{model}[/]  ", end="")
-    headers = {"authorization": f"Bearer {key}"}
-    async with (
-        aiohttp.ClientSession(headers=headers) as session,
-        session.post(f"{base_url}/chat/completions", json=body) as response,
-    ):
+    client = HttpClient(
+        origin_of(base_url), headers={"authorization": f"Bearer {key}"}, connect_timeout_s=5.0, keep_alive=False
+    )
+    response = await client.post("/v1/chat/completions", json.dumps(body).encode(), request_id="first-question")
+    try:
         if response.status != 200:
-            answer = await response.json()
+            answer = json.loads(await response.read_all(ERROR_BYTES_MAX))
             console.print(f"[red]{response.status}[/] ", end="")
             console.print(answer["error"]["message"], markup=False)
             return
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                console.print(f"\n{event['error']['message']}", markup=False)
-                return
-            for choice in event["choices"]:
-                console.print(choice["delta"].get("content") or "", end="", markup=False)
+        events = SSEParser()
+        while data := await response.read():
+            for event in map(json.loads, (line for line in events.feed(data) if line != b"[DONE]")):
+                if "error" in event:
+                    console.print(f"\n{event['error']['message']}", markup=False)
+                    return
+                for choice in event["choices"]:
+                    console.print(choice["delta"].get("content") or "", end="", markup=False)
+    finally:
+        response.close()
     console.print()
 
 

@@ -15,6 +15,9 @@ from headwater.request import Chat
 
 _encoder = msgspec.json.Encoder()
 
+SEEDS_COUNT = 2**32 - 1
+"""llama.cpp keeps 32 bits of a seed and takes all ones for "random": these many seeds repeat an answer."""
+
 
 class PromptWire(msgspec.Struct):
     """Answer of `/apply-template`."""
@@ -40,6 +43,8 @@ def encode(chat: Chat, *, slot: int, is_prefix_reusable: bool) -> bytes:
         "return_progress": True,
         "timings_per_token": True,
     }
+    if chat.sampling.seed is not None:
+        body["seed"] = chat.sampling.seed % SEEDS_COUNT
     if chat.tools and chat.tool_choice.mode != "none":
         body["tools"] = [tool_wire(tool) for tool in chat.tools]
         body["tool_choice"] = "auto"

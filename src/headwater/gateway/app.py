@@ -16,7 +16,7 @@ from headwater.gateway.auth import Authenticator
 from headwater.gateway.chat import ChatCompletions
 from headwater.gateway.engines import Engine, ReplicaEngine, UpstreamEngine
 from headwater.gateway.health import Health
-from headwater.gateway.http import Endpoint, internal_error, router_error
+from headwater.gateway.http import DirectRoute, Endpoint, internal_error, router_error
 from headwater.gateway.life import LifeContext
 from headwater.gateway.pool import Member, Pool
 from headwater.gateway.routing import ModelDirectory, Target, Timeouts
@@ -72,7 +72,9 @@ class Gateway:
             models=self.models, writer=writer, telemetry=self.telemetry, is_draining=lambda: self._is_draining
         )
         account = Account(models=self.models, database=database, currency=settings.billing.currency, clock=clock)
-        self.app = self._build_app(chat, health, account)
+        self.app = DirectRoute(
+            self._build_app(chat, health, account), method="POST", path="/v1/chat/completions", endpoint=chat
+        )
 
     def _build_app(self, chat: ChatCompletions, health: Health, account: Account) -> Starlette:
         """The route list IS the application; who needs no key is said here."""
@@ -83,7 +85,7 @@ class Gateway:
         def keyed(handler: object) -> Endpoint:
             return Endpoint(handler, authenticator=self.authenticator, telemetry=self.telemetry)  # type: ignore[arg-type]
 
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/v1/chat/completions", chat, methods=["POST"]),
                 Route("/v1/models", keyed(account.list_models), methods=["GET"]),
@@ -95,6 +97,9 @@ class Gateway:
             ],
             exception_handlers={HTTPException: router_error, Exception: internal_error},
         )
+        # A path with a slash too many is 404 in the one shape; a redirect would be built from the caller's Host header.
+        app.router.redirect_slashes = False
+        return app
 
     def _own_target(self, deployment: DeploymentSettings, prices: Mapping[str, Price], clock: Clock) -> Target:
         limits = self._limits

@@ -1,13 +1,13 @@
 """Step 3: the request body, at most so many bytes and in a bounded time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from headwater.errors import BodyTooLarge, TimedOut
 from headwater.gateway.headers import Headers
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class ClientLeft(Exception):

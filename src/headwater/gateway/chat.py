@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import structlog
+
 from headwater.clock import Clock
 from headwater.dialects import openai_chat
 from headwater.dialects.openai_chat_answer import AnswerCollector, AnswerHead, StreamWriter
@@ -11,12 +13,15 @@ from headwater.gateway.auth import Authenticator
 from headwater.gateway.body import ClientLeft, Receive, read_body
 from headwater.gateway.deadline import Deadline
 from headwater.gateway.headers import read_headers, require_json
+from headwater.gateway.http import Scope
 from headwater.gateway.life import Life, LifeContext
 from headwater.gateway.routing import ModelDirectory
 from headwater.gateway.sinks import HeaderList, Send, StreamSink, WholeSink, send_error
 from headwater.ids import REQUEST, new_id
 from headwater.request import Request
 from headwater.settings.model import GatewaySettings
+
+log = structlog.get_logger()
 
 DIALECT = "openai.chat"
 
@@ -39,7 +44,7 @@ class ChatCompletions:
         self._context = context
         self._clock = clock
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         received_s, received_monotonic_s = self._clock.now_s(), self._clock.monotonic_s()
         request_id = new_id(REQUEST)
@@ -59,6 +64,12 @@ class ChatCompletions:
         except PlatformError as error:
             self._context.telemetry.refused(error.code)
             await send_error(send, error, answer_headers)
+            return
+        except Exception:  # such as a store that can't be read: the gate stays shut
+            log.exception("request_failed", request_id=request_id)
+            await send_error(
+                send, PlatformError("The platform failed on this request; the cause is in its log."), answer_headers
+            )
             return
         if parsed.ignored:
             answer_headers.append((b"x-headwater-ignored", ", ".join(parsed.ignored).encode()))
@@ -91,7 +102,7 @@ class ChatCompletions:
             stall.close()
 
 
-def _abort(scope: dict[str, Any]) -> Any:
+def _abort(scope: Scope) -> Any:
     """How to cut this request's connection; `server.py` puts its transport into the scope."""
     transport: asyncio.Transport = scope["state"]["transport"]
     return transport.abort

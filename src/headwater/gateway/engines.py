@@ -1,26 +1,26 @@
-"""Step 9: the calls we make to engines and upstreams, over aiohttp; what to say is decided by the adapters in `engines/`.
+"""Step 9: the calls we make to engines and upstreams; what to say is decided by the adapters in `engines/`.
 
-Redirects are never followed and cookies never kept: a credential goes to the configured origin only.
+A credential goes to the configured origin only: redirects are answers like any other, and never followed.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Protocol
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from headwater.engines import llamacpp, openai
 from headwater.errors import EngineFailed, InvalidRequest, Overloaded, PlatformError, TimedOut
+from headwater.gateway.http_client import ConnectionBroken, ConnectTimedOut, HttpClient, Origin, Response, origin_of
 from headwater.gateway.slots import Slot
+from headwater.ids import REQUEST, new_id
 from headwater.replica import ReplicaEndpoint
 from headwater.request import Chat
 
 ERROR_BODY_BYTES_MAX = 16 * 1024
 ERROR_MESSAGE_CHARACTERS_MAX = 400
-READ_BUFFER_BYTES = 64 * 1024
-KEEP_ALIVE_S = 4.0
-"""Common servers close an idle connection after 5 s; reusing one just then would lose a request."""
+ANSWER_BYTES_MAX = 64 * 2**20
+"""Bound of what an engine answers to a question about a prompt: its text, its tokens."""
 
 
 class Engine(Protocol):
@@ -30,9 +30,7 @@ class Engine(Protocol):
     def replica_id(self) -> str | None:
         """The replica's id; None for an upstream."""
 
-    async def open(
-        self, chat: Chat, *, model: str, attempt_id: str, slot: Slot, is_prefix_reusable: bool
-    ) -> aiohttp.ClientResponse:
+    async def open(self, chat: Chat, *, model: str, attempt_id: str, slot: Slot, is_prefix_reusable: bool) -> Response:
         """Start one streamed, single-choice call. Raises EngineFailed, TimedOut, Overloaded, InvalidRequest.
 
         model: its name over there (a replica serves only one and isn't asked for it).
@@ -62,12 +60,11 @@ class UpstreamEngine:
         connect_timeout_s: float,
     ) -> None:
         self._name = f"upstream {name!r}"
-        self._url = f"{base_url}/chat/completions"
-        self._headers = dict(headers)
+        self._path = f"{urlsplit(base_url).path}/chat/completions"
         self._output_cap_field: openai.OutputCapField = output_cap_field
         self._running_counts: openai.RunningCounts = running_counts
-        self._session = _session(
-            aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=KEEP_ALIVE_S), connect_timeout_s
+        self._client = HttpClient(
+            origin_of(base_url), headers=headers, connect_timeout_s=connect_timeout_s, keep_alive=True
         )
 
     async def open(
@@ -78,12 +75,12 @@ class UpstreamEngine:
         attempt_id: str,
         slot: Slot,  # noqa: ARG002 its slots are its own
         is_prefix_reusable: bool,  # noqa: ARG002
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """See Engine."""
         body = openai.encode(
             chat, model=model, output_cap_field=self._output_cap_field, running_counts=self._running_counts
         )
-        return await _post(self._session, self._url, body, {**self._headers, "x-request-id": attempt_id}, self._name)
+        return await _post(self._client, self._path, body, request_id=attempt_id, name=self._name)
 
     async def count_input_tokens(self, chat: Chat) -> int | None:  # noqa: ARG002
         """An upstream isn't asked."""
@@ -91,7 +88,7 @@ class UpstreamEngine:
 
     async def close(self) -> None:
         """See Engine."""
-        await self._session.close()
+        await self._client.close()
 
 
 class ReplicaEngine:
@@ -100,10 +97,12 @@ class ReplicaEngine:
     def __init__(self, endpoint: ReplicaEndpoint, *, connect_timeout_s: float) -> None:
         self.replica_id = endpoint.replica_id
         self._name = f"replica {endpoint.replica_id} of {endpoint.deployment!r}"
-        self._headers = {"authorization": f"Bearer {endpoint.api_key}"}
-        # Its HTTP threads are few and each open connection holds one: none is kept idle.
-        connector = aiohttp.UnixConnector(path=str(endpoint.socket_path), limit=0, force_close=True)
-        self._session = _session(connector, connect_timeout_s)
+        self._client = HttpClient(
+            Origin("engine", unix_path=endpoint.socket_path),
+            headers={"authorization": f"Bearer {endpoint.api_key}"},
+            connect_timeout_s=connect_timeout_s,
+            keep_alive=False,  # its HTTP threads are few and each open connection holds one
+        )
 
     async def open(
         self,
@@ -113,11 +112,10 @@ class ReplicaEngine:
         attempt_id: str,
         slot: Slot,
         is_prefix_reusable: bool,
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """See Engine."""
         body = llamacpp.encode(chat, slot=slot.number, is_prefix_reusable=is_prefix_reusable)
-        headers = {**self._headers, "x-request-id": attempt_id}
-        return await _post(self._session, "http://engine/v1/chat/completions", body, headers, self._name)
+        return await _post(self._client, "/v1/chat/completions", body, request_id=attempt_id, name=self._name)
 
     async def count_input_tokens(self, chat: Chat) -> int | None:
         """Ask the engine to lay out the prompt with its template and count; about 3 ms."""
@@ -126,50 +124,38 @@ class ReplicaEngine:
         return len(llamacpp.decode_tokens(tokens).tokens)
 
     async def _ask(self, path: str, body: bytes) -> bytes:
-        response = await _post(self._session, f"http://engine{path}", body, self._headers, self._name)
+        response = await _post(self._client, path, body, request_id=new_id(REQUEST), name=self._name)
         try:
-            return await response.read()
-        except aiohttp.ClientError as error:
-            raise EngineFailed(f"The {self._name} broke off: {type(error).__name__}.") from error
+            return await response.read_all(ANSWER_BYTES_MAX)
+        except ConnectionBroken as error:
+            raise EngineFailed(f"The {self._name} broke off: {error}.") from error
+        finally:
+            response.close()
 
     async def close(self) -> None:
         """See Engine."""
-        await self._session.close()
+        await self._client.close()
 
 
-def _session(connector: aiohttp.BaseConnector, connect_timeout_s: float) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector,
-        # First byte, idle and total time-outs are the life's own; aiohttp keeps the one it alone can see.
-        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect_timeout_s),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=("user-agent", "accept-encoding", "accept"),
-        headers={"content-type": "application/json"},
-        read_bufsize=READ_BUFFER_BYTES,
-        trust_env=False,
-    )
-
-
-async def _post(
-    session: aiohttp.ClientSession, url: str, body: bytes, headers: Mapping[str, str], name: str
-) -> aiohttp.ClientResponse:
+async def _post(client: HttpClient, path: str, body: bytes, *, request_id: str, name: str) -> Response:
     """POST and return the response once its head says 200; anything else becomes our error."""
     try:
-        response = await session.post(url, data=body, headers=headers, allow_redirects=False)
-    except aiohttp.ConnectionTimeoutError as error:
-        raise TimedOut(f"No connection to the {name} within the connect time-out.") from error
-    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
-        raise EngineFailed(f"The {name} can't be reached or broke off ({type(error).__name__}).") from error
+        response = await client.post(path, body, request_id=request_id)
+    except ConnectTimedOut as error:
+        raise TimedOut(f"No connection to the {name}: {error}.") from error
+    except ConnectionBroken as error:
+        raise EngineFailed(f"The {name} broke off before it answered: {error}.") from error
+    except OSError as error:
+        raise EngineFailed(f"The {name} can't be reached ({type(error).__name__}).") from error
     if response.status == 200:
         return response
     try:
-        answer = await response.content.read(ERROR_BODY_BYTES_MAX)
-    except (aiohttp.ClientError, OSError):
+        answer = await response.read_all(ERROR_BODY_BYTES_MAX)
+    except ConnectionBroken:
         answer = b""
     finally:
         response.close()
-    raise refusal(response.status, answer, response.headers.get("retry-after"), name)
+    raise refusal(response.status, answer, response.headers.get(b"retry-after", b"").decode("latin-1"), name)
 
 
 class _ErrorObject(msgspec.Struct):

@@ -1,5 +1,6 @@
 """Step 1: what we read of a request's headers, and what we send with every answer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ _FIELDS = {
 }
 
 
-def read_headers(scope: dict[str, Any]) -> Headers:
+def read_headers(scope: Mapping[str, Any]) -> Headers:
     """Pick our headers out of an ASGI scope (names are lower-case there)."""
     found: dict[str, Any] = {}
     for name, value in scope["headers"]:

@@ -1,11 +1,12 @@
 """The HTTP faces beside a request's life: who is alive, what can be called, what a key has used, metrics, errors."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from headwater.dialects.openai_chat_answer import error_body
 from headwater.errors import MethodNotAllowed, NotFound, PlatformError
@@ -17,7 +18,7 @@ from headwater.gateway.telemetry import Telemetry
 from headwater.ids import REQUEST, new_id
 from headwater.request import Principal
 
-Scope = dict[str, Any]
+Scope = MutableMapping[str, Any]
 
 
 class Answer(NamedTuple):
@@ -60,6 +61,21 @@ class Endpoint:
         head = [*headers, (b"content-type", answer.content_type), (b"content-length", b"%d" % len(answer.body))]
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+class DirectRoute:
+    """One route ahead of the router: the router's middlewares would wrap the `send` of every chunk of a stream twice."""
+
+    def __init__(self, router: ASGIApp, *, method: str, path: str, endpoint: ASGIApp) -> None:
+        self._router = router
+        self._method = method
+        self._path = path
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call to the endpoint if it is exactly for it, else to the router."""
+        is_direct = scope["type"] == "http" and scope["path"] == self._path and scope["method"] == self._method
+        await (self._endpoint if is_direct else self._router)(scope, receive, send)
 
 
 async def router_error(request: Request, error: Exception) -> Response:

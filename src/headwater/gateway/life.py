@@ -8,10 +8,9 @@ settlement is made once, before anything that says the answer is complete.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 
-import aiohttp
 import structlog
 
 from headwater.clock import Clock
@@ -23,6 +22,7 @@ from headwater.gateway.admission import decide_output_cap
 from headwater.gateway.attempt import Attempt
 from headwater.gateway.deadline import Deadline
 from headwater.gateway.engines import Engine
+from headwater.gateway.http_client import ConnectionBroken, Response
 from headwater.gateway.pool import Lease
 from headwater.gateway.routing import Target
 from headwater.gateway.settle import Settler, charge_nanos
@@ -72,7 +72,7 @@ class Life:
         self._queue_s = 0.0
         self._ttft_s: float | None = None
 
-    async def run(self, receive: Callable[[], Awaitable[dict[str, Any]]], sink: Sink) -> None:
+    async def run(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], sink: Sink) -> None:
         """Serve the request to its last byte; whatever happens, it is settled."""
         self._context.live.add(self._stop)
         try:
@@ -80,7 +80,7 @@ class Life:
         finally:
             self._context.live.discard(self._stop)
 
-    async def _end(self, receive: Callable[[], Awaitable[dict[str, Any]]], sink: Sink) -> Ending:
+    async def _end(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], sink: Sink) -> Ending:
         """Answer the request under its stop button and time-out, and say how that ended."""
         context, stop = self._context, self._stop
         left_s = self.request.deadline_s - context.clock.monotonic_s()
@@ -134,7 +134,7 @@ class Life:
         try:
             async with asyncio.TaskGroup() as group:
                 for choice in range(chat.choices_count):
-                    group.create_task(self._attempt(choice, chat, prefix, sink))
+                    group.create_task(self._attempt(choice, chat.for_choice(choice), prefix, sink))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
 
@@ -161,7 +161,7 @@ class Life:
     async def _relay(self, attempt: Attempt, lease: Lease[Engine], chat: Chat, sink: Sink) -> None:
         """Call the engine and pass its events on until its answer is complete."""
         timeouts = self._target.timeouts
-        response: aiohttp.ClientResponse | None = None
+        response: Response | None = None
 
         def silent() -> None:
             if attempt.is_finished and response is not None:
@@ -182,7 +182,7 @@ class Life:
                 slot=lease.slot,
                 is_prefix_reusable=lease.is_prefix_reusable,
             )
-            async for data in response.content.iter_any():
+            while data := await response.read():
                 events = decoder.feed(data)
                 if events:  # bytes that say nothing, such as keep-alive comments, are silence too
                     is_tail = attempt.is_finished  # which has one time-out in all, whatever else is said in it
@@ -192,14 +192,13 @@ class Life:
                     if not is_tail:
                         silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
                 if decoder.is_done:
+                    response.finish()
                     break
             if repair is not None:
                 await sink.take(attempt.choice, repair.finish())
-        except (aiohttp.ClientError, OSError) as error:
+        except ConnectionBroken as error:
             if not attempt.is_finished:
-                raise EngineFailed(
-                    f"The engine broke off in the middle of its answer ({type(error).__name__})."
-                ) from error
+                raise EngineFailed(f"The engine broke off in the middle of its answer: {error}.") from error
         finally:
             silence.close()
             if response is not None:

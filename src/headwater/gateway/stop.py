@@ -1,7 +1,7 @@
 """Why a request is ended from outside, and how: the first reason wins, and it interrupts the request's task once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -88,7 +88,7 @@ class LiveRequests:
             await self._is_empty.wait()
 
 
-async def watch_disconnect(receive: Callable[[], Awaitable[dict[str, Any]]], stop: Stop) -> None:
+async def watch_disconnect(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], stop: Stop) -> None:
     """Press the button when the client leaves (EOF or reset). Runs as a task beside the request, cancelled with its end."""
     while (await receive())["type"] != "http.disconnect":
         pass

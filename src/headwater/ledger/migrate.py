@@ -14,6 +14,8 @@ from headwater.ledger.store import DatabaseError, open_reader
 
 HEAD = "0001"
 """The newest revision in `migrations/versions`; a test keeps the two equal."""
+SQLITE_MAGIC = b"SQLite format 3\0"
+"""What every SQLite database begins with (sqlite.org/fileformat.html §1.3)."""
 
 
 def current_revision(path: Path) -> str | None:
@@ -24,15 +26,18 @@ def current_revision(path: Path) -> str | None:
     if not path.exists() or path.stat().st_size == 0:
         return None
     try:
+        with path.open("rb") as file:
+            if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:  # SQLite takes a file of a few bytes for an empty database
+                raise DatabaseError("file is not a database")
         with contextlib.closing(open_reader(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             revisions = []
             if {"alembic_version", "usage_records"} <= tables:  # other programs are migrated by Alembic too
                 revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-    except DatabaseError as error:
+    except (DatabaseError, OSError) as error:
         raise OperatorError(
             f"{path} can't be read as a database.",
-            why=f"SQLite says: {error}.",
+            why=f"{error}.",
             now="Move it away or restore it from a backup; Headwater changes nothing in it.",
         ) from error
     if not tables:
@@ -67,9 +72,15 @@ def ensure_schema(path: Path) -> None:
     if done.returncode != 0:
         raise OperatorError(
             f"The migration of {path} to schema {HEAD} failed; the database is as it was.",
-            why=done.stderr.strip().rsplit("\n", maxsplit=1)[-1],
+            why=_reason(done.stderr),
             now="Check free disk space and the file's permissions, then start again.",
         )
+
+
+def _reason(trace: str) -> str:
+    """The line of a Python traceback that names the error; SQLAlchemy's statement and link come after it."""
+    lines = [line for line in trace.splitlines() if line and not line.startswith((" ", "[", "("))]
+    return lines[-1] if lines else "It said nothing."
 
 
 def main(path: Path) -> None:

@@ -1,0 +1,178 @@
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.engines.child import (
+    EXIT_CANNOT_START,
+    PREFILL_BATCH_S_MAX,
+    ChildSpec,
+    ChildStatus,
+    choose_batch_tokens,
+    engine_params,
+)
+
+WAIT_S = 20.0
+CHILD = "headwater.engines.child"
+
+
+def spec(directory: Path, **changes: Any) -> ChildSpec:
+    fields: dict[str, Any] = {
+        "parent_pid": os.getpid(),
+        "model_path": str(directory / "model.gguf"),
+        "socket_path": str(directory / "e.sock"),
+        "api_key": "per-boot-key",
+        "slots_count": 3,
+        "context_tokens": 512,
+        "threads": 1,
+        "batch_tokens": 32,
+        "chat_template": None,
+    }
+    return ChildSpec(**fields | changes)
+
+
+class Child:
+    """The real program, its standard input and its status pipe."""
+
+    def __init__(self) -> None:
+        read, write = os.pipe()
+        self.statuses = os.fdopen(read, "rb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", CHILD, "--status-fd", str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(write,),
+        )
+        os.close(write)
+
+    def tell(self, said: ChildSpec) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgspec.json.encode(said) + b"\n")
+        self.process.stdin.flush()
+
+    def hang_up(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(WAIT_S)
+        self.statuses.close()
+        for pipe in (self.process.stdin, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.close()
+
+
+@given(st.floats(1e-6, 10))
+def test_a_measured_batch_stays_within_its_time_where_any_batch_can(token_s: float) -> None:
+    batch = choose_batch_tokens(token_s)
+    assert batch % 8 == 0
+    assert 16 <= batch <= 512
+    assert batch == 16 or batch * token_s <= PREFILL_BATCH_S_MAX
+
+
+@given(st.floats(1e-6, 10), st.floats(1e-6, 10))
+def test_a_slower_machine_gets_no_larger_batches(one: float, other: float) -> None:
+    faster, slower = sorted((one, other))
+    assert choose_batch_tokens(faster) >= choose_batch_tokens(slower)
+
+
+def test_the_engine_is_told_to_share_nothing_between_callers(tmp_path: Path) -> None:
+    params = engine_params(spec(tmp_path, chat_template="{{ messages }}"), 64)
+    assert params.cache_ram_mib == 0  # its prompt cache is one for all callers
+    assert params.slot_prompt_similarity == 0.0  # slots are the gateway's to choose
+    assert params.n_parallel == 3
+    assert params.n_ctx == 3 * 512  # context_tokens are for each request
+    assert params.n_batch == params.n_ubatch == 64
+    assert list(params.api_keys) == ["per-boot-key"]
+    assert list(params.hostnames) == [str(tmp_path / "e.sock")]
+    assert params.chat_template == "{{ messages }}"
+    assert params.n_threads_http > 3  # a busy slot holds one thread; questions need another
+
+
+def test_a_file_that_is_no_model_is_reported_and_not_tried_again(child: Child, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\x00" * 4096)
+    child.tell(spec(tmp_path))
+    status = msgspec.json.decode(child.statuses.readline(), type=ChildStatus)
+    assert status.state == "cannot_start"
+    assert "could not load the model" in status.reason
+    assert child.process.wait(WAIT_S) == EXIT_CANNOT_START
+
+
+def test_a_parent_that_hangs_up_before_it_says_what_to_serve_ends_it(child: Child) -> None:
+    child.hang_up()
+    assert child.process.wait(WAIT_S) == 0
+
+
+def test_a_child_whose_parent_is_another_process_leaves(child: Child, tmp_path: Path) -> None:
+    child.tell(spec(tmp_path, parent_pid=1))
+    assert child.process.wait(WAIT_S) == 1
+    assert child.statuses.readline() == b""
+
+
+def test_the_key_is_in_no_argument_and_no_environment_variable(child: Child, tmp_path: Path) -> None:
+    # the spec, which has the key, goes through the pipe; what the kernel shows of the process is fixed before
+    seen = Path(f"/proc/{child.process.pid}/cmdline").read_bytes() + Path("/proc/self/environ").read_bytes()
+    assert b"per-boot-key" not in seen
+
+
+PARENT = """
+import subprocess, sys, os
+read, write = os.pipe()
+child = subprocess.Popen([sys.executable, "-m", "headwater.engines.child", "--status-fd", str(write)],
+                         stdin=subprocess.PIPE, pass_fds=(write, HOLD))
+child.stdin.write(sys.argv[1].replace("PARENT", str(os.getpid())).encode() + b"\\n")
+child.stdin.flush()
+os.close(write)
+print(child.pid, flush=True)
+os.read(0, 1)
+"""
+
+
+def test_a_parent_killed_in_the_middle_of_loading_leaves_no_child(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")  # opening it for reading blocks: the child stays in the middle of its start
+    said = json.dumps(msgspec.to_builtins(spec(tmp_path))).replace(
+        f'"parent_pid": {os.getpid()}', '"parent_pid": PARENT'
+    )
+    held_read, held_write = os.pipe()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.replace("HOLD", str(held_write)), said],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(held_write,),
+    )
+    os.close(held_write)
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(WAIT_S)
+        # Both held the writing end of this pipe; it reads as closed once neither is left.
+        assert select.select([held_read], [], [], WAIT_S)[0]
+        assert os.read(held_read, 1) == b""
+        assert not Path(f"/proc/{pid}/cmdline").exists() or Path(f"/proc/{pid}/cmdline").read_bytes() == b""
+    finally:
+        os.close(held_read)
+        parent.kill()
+        parent.wait(WAIT_S)
+        for pipe in (parent.stdin, parent.stdout):
+            assert pipe is not None
+            pipe.close()
