@@ -168,6 +168,11 @@ class _Connection(asyncio.Protocol):
 
     # -- httptools callbacks ------------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """A response begins; there is one for each request, whatever else the peer sends."""
+        if self.is_complete:
+            raise ConnectionBroken("it sent more than its answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header of the response."""
         self.headers[name.lower()] = value
@@ -289,6 +294,11 @@ class HttpClient:
             connection.close()
             raise
         return Response(self, connection)
+
+    @property
+    def idle_count(self) -> int:
+        """Connections kept for the next request."""
+        return len(self._idle)
 
     def release(self, connection: _Connection, *, is_said: bool = False) -> None:
         """Take a connection back after its exchange; is_said: only the formal end of the answer can be missing."""
