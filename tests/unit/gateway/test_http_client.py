@@ -36,8 +36,10 @@ async def listening(serve: Handler, *, tls: ssl.SSLContext | None = None) -> Asy
             await serve(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client left: some tests want just that
-        finally:
+        except asyncio.CancelledError:
             writer.transport.abort()
+        finally:
+            writer.close()
 
     listener = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     try:
