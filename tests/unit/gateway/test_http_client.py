@@ -1,6 +1,8 @@
 """The HTTP client against real sockets: every framing of HTTP/1.1, cut at every byte, and peers that misbehave."""
 
 import asyncio
+import contextlib
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -94,7 +96,7 @@ async def serving(
         client = HttpClient(
             origin_of(f"http://127.0.0.1:{port}"),
             headers={"authorization": "Bearer k"},
-            connect_timeout_s=connect_timeout_s,
+            connect_timeout_s=5.0,
             keep_alive=keep_alive,
         )
         try:
@@ -309,15 +311,25 @@ async def test_a_reader_that_stops_reading_stops_the_sender() -> None:
         await client.close()
 
 
-async def test_no_connection_in_time_is_its_own_error(tmp_path: Path) -> None:
-    async with serving(connect_timeout_s=0.0) as (_, client):
+async def test_no_connection_in_time_is_its_own_error() -> None:
+    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # nobody accepts them: the queue is full, and who comes now is not answered at all
+            early = waiting.enter_context(socket.socket())
+            early.setblocking(False)
+            early.connect_ex(listener.getsockname())
+        origin = Origin("h", *listener.getsockname())
+        client = HttpClient(origin, headers={}, connect_timeout_s=0.2, keep_alive=True)
         with pytest.raises(ConnectTimedOut):
             await post(client)
-    refused = HttpClient(
-        Origin("h", unix_path=tmp_path / "nobody.sock"), headers={}, connect_timeout_s=1.0, keep_alive=True
-    )
+        await client.close()
+
+
+async def test_no_connection_at_all_is_the_systems_error(tmp_path: Path) -> None:
+    nobody = Origin("h", unix_path=tmp_path / "nobody.sock")
     with pytest.raises(OSError, match="No such file"):
-        await post(refused)
+        await post(HttpClient(nobody, headers={}, connect_timeout_s=1.0, keep_alive=True))
 
 
 def test_a_header_can_not_smuggle_another() -> None:
