@@ -42,7 +42,9 @@ def weights(name: str) -> Path:
     return holding.path
 
 
-def until(is_so: Callable[[], object], *, timeout_s: float, what: str = "the condition", every_s: float = 0.02) -> float:
+def until(
+    is_so: Callable[[], object], *, timeout_s: float, what: str = "the condition", every_s: float = 0.02
+) -> float:
     """Wait until something outside this process is so; returns the seconds it took. Raises AssertionError."""
     began_s = time.monotonic()
     while not is_so():

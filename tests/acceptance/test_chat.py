@@ -315,7 +315,9 @@ class TestContext:
     """What does not fit the model's context."""
 
     @pytest.mark.parametrize(
-        ("words", "cap", "numbers"), [(400, None, ("256", "431")), (100, 200, ("256", "131", "200"))], ids=["prompt", "cap"]
+        ("words", "cap", "numbers"),
+        [(400, None, ("256", "431")), (100, 200, ("256", "131", "200"))],
+        ids=["prompt", "cap"],
     )
     def test_overflow_is_refused_with_numbers_before_the_engine(
         self, client: OpenAI, real: Up, words: int, cap: int | None, numbers: tuple[str, ...]

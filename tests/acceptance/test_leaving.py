@@ -114,7 +114,9 @@ async def test_leaving_a_whole_answer_in_decode(real: Up, figure: Callable[[str]
         stopped_s = engine_stops_s(real.engine("qwen"), left_s)
         assert client.received.status is None
     row = row_of(real, mark)
-    figure(f"{mark}: place free after {free_s:.2f} s, engine quiet after {stopped_s:.2f} s; billed {row['output']} tokens")
+    figure(
+        f"{mark}: place free after {free_s:.2f} s, engine quiet after {stopped_s:.2f} s; billed {row['output']} tokens"
+    )
     assert free_s <= STOP_S_MAX
     assert stopped_s <= STOP_S_MAX
     assert row["outcome"] == "client_gone"
@@ -152,10 +154,14 @@ async def test_leaving_the_queue(real: Up, is_stream: bool, figure: Callable[[st
     async with await start(real, holder_body, f"{mark}-holder") as holder:
         await holder.read_tokens(1, timeout_s=60)
         async with await start(real, body("tiny", "Hi", stream=is_stream, max_tokens=5), mark) as client:
-            until(lambda: real.metric("headwater_gateway_queued", model="tiny") == 1, timeout_s=5, what="a queue of one")
+            until(
+                lambda: real.metric("headwater_gateway_queued", model="tiny") == 1, timeout_s=5, what="a queue of one"
+            )
             left_s = time.monotonic()
             client.leave("fin")
-            until(lambda: real.metric("headwater_gateway_queued", model="tiny") == 0, timeout_s=5, what="an empty queue")
+            until(
+                lambda: real.metric("headwater_gateway_queued", model="tiny") == 0, timeout_s=5, what="an empty queue"
+            )
             gone_s = time.monotonic() - left_s
         got = await holder.read_to_end(timeout_s=120)
     row = row_of(real, mark)
@@ -178,7 +184,9 @@ async def test_leaving_with_three_choices_stops_them_all(real: Up, figure: Calla
         stopped_s = engine_stops_s(real.engine("smol"), left_s)
     row = row_of(real, mark)
     attempts = real.rows("SELECT * FROM attempts WHERE request_id = ?", row["request_id"])
-    figure(f"{mark}: places free after {free_s:.2f} s, engine quiet after {stopped_s:.2f} s; billed {row['output']} tokens")
+    figure(
+        f"{mark}: places free after {free_s:.2f} s, engine quiet after {stopped_s:.2f} s; billed {row['output']} tokens"
+    )
     assert free_s <= STOP_S_MAX
     assert stopped_s <= STOP_S_MAX
     assert (row["outcome"], len(attempts)) == ("client_gone", 3)

@@ -40,7 +40,9 @@ TOOLS: list[ChatCompletionFunctionToolParam] = [
     {"type": "function", "function": {"name": "add", "description": "Add two numbers", "parameters": ADD}},
 ]
 PARIS: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the weather in Paris right now?"}]
-TWO_CITIES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the weather in Paris and in Rome?"}]
+TWO_CITIES: list[ChatCompletionMessageParam] = [
+    {"role": "user", "content": "What is the weather in Paris and in Rome?"}
+]
 ASKED: dict[str, Any] = {"model": "qwen", "temperature": 0, "seed": 1, "tools": TOOLS, "max_tokens": 120}
 
 
@@ -99,14 +101,18 @@ def test_nothing_is_invented_when_there_is_nothing_to_call(client: OpenAI) -> No
     """Asked to say hi, this model makes up `say_hi`: a name nobody declared stays text."""
     only_weather = ASKED | {"tools": TOOLS[:1], "max_tokens": 40}
     for asked in (ASKED | {"max_tokens": 40}, only_weather):
-        answer: ChatCompletion = client.chat.completions.create(**asked, messages=[{"role": "user", "content": "Say hi"}])
+        answer: ChatCompletion = client.chat.completions.create(
+            **asked, messages=[{"role": "user", "content": "Say hi"}]
+        )
         calls = calls_of(answer)
         assert {name for name, _ in calls} <= SCHEMAS.keys()
         assert calls or answer.choices[0].message.content
 
 
 def test_tools_with_choice_none_get_text(client: OpenAI) -> None:
-    answer: ChatCompletion = client.chat.completions.create(**ASKED | {"max_tokens": 20}, messages=PARIS, tool_choice="none")
+    answer: ChatCompletion = client.chat.completions.create(
+        **ASKED | {"max_tokens": 20}, messages=PARIS, tool_choice="none"
+    )
     assert answer.choices[0].message.tool_calls is None
     assert answer.choices[0].message.content
     assert answer.choices[0].finish_reason in ("stop", "length")
@@ -186,7 +192,9 @@ def test_the_whole_loop_of_call_result_and_answer(client: OpenAI, real: Up) -> N
     talk.append(message.to_dict())  # type: ignore[arg-type]  # the SDK's own way to send an answer back
     for call in message.tool_calls or ():
         talk.append({"role": "tool", "tool_call_id": call.id, "content": '{"temperature_c": 21, "sky": "sunny"}'})
-    raw = client.chat.completions.with_raw_response.create(**ASKED | {"max_tokens": 60}, messages=talk, tool_choice="none")
+    raw = client.chat.completions.with_raw_response.create(
+        **ASKED | {"max_tokens": 60}, messages=talk, tool_choice="none"
+    )
     answer: ChatCompletion = raw.parse()
     assert "21" in (answer.choices[0].message.content or "")
     assert real.row(raw.headers["x-request-id"])["outcome"] == "ok"

@@ -181,7 +181,13 @@ def test_ctrl_c_drains_and_a_second_one_hurries(tmp_path: Path) -> None:
     with up(tmp_path, config=config, arguments=[*ANYWHERE, "--no-first-question"], on_terminal=True) as platform:
         platform.wait_ready()
         question = '{"model":"smol","stream":true,"messages":[{"role":"user","content":"Tell a very long story."}]}'
-        argv = ["curl", "-sN", f"{platform.base_url}/chat/completions", "-H", f"Authorization: Bearer {platform.api_key}"]
+        argv = [
+            "curl",
+            "-sN",
+            f"{platform.base_url}/chat/completions",
+            "-H",
+            f"Authorization: Bearer {platform.api_key}",
+        ]
         argv += ["-H", "Content-Type: application/json", "-d", question]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as curl:
             assert curl.stdout is not None

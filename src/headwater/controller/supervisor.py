@@ -7,9 +7,9 @@ three sides as events too: the child's status pipe, its exit, and timers.
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import sys
-from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -30,6 +30,8 @@ log = structlog.get_logger()
 TERMINATE_GRACE_S = 5.0
 LOG_BYTES_MAX = 8 * 2**20
 LOG_TAIL_LINES = 5
+_ENGINE_ERROR = re.compile(r"[\d.]+ E (.+)")
+"""A line of llama.cpp's log at its error level: the time since its start, the level, the message."""
 
 
 class Gateway(Protocol):
@@ -243,7 +245,7 @@ class ReplicaTask:
                     )
                     self.send(lifecycle.BecameReady())
                 else:
-                    self.send(lifecycle.CannotStart(f"{status.reason}{self._log_tail()}"))
+                    self.send(lifecycle.CannotStart(f"{status.reason}{self._log_tail(is_failed_start=True)}"))
         finally:
             transport.close()
 
@@ -251,15 +253,20 @@ class ReplicaTask:
         how = f"killed by signal {-code}" if code < 0 else f"exited with status {code}"
         return f"{how}{self._log_tail()}"
 
-    def _log_tail(self) -> str:
-        """Where the engine's log is and its last lines, for the reason a person reads."""
+    def _log_tail(self, *, is_failed_start: bool = False) -> str:
+        """Where the engine's log is and its last lines, for the reason a person reads.
+
+        is_failed_start: its errors instead, if it logged any; the first one is the cause, and often not among the last lines.
+        """
         try:
             with self.log_path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-                lines = deque(file.read().decode(errors="replace").splitlines(), maxlen=LOG_TAIL_LINES)
+                lines = file.read().decode(errors="replace").splitlines()
         except OSError as error:
             return f"; its log can't be read ({error})"
-        tail = " | ".join(line.strip() for line in lines)
+        errors = list(dict.fromkeys(found[1].strip() for line in lines if (found := _ENGINE_ERROR.match(line))))
+        telling = errors[:LOG_TAIL_LINES] if is_failed_start and errors else lines[-LOG_TAIL_LINES:]
+        tail = " | ".join(line.strip() for line in telling)
         return f"; log {self.log_path}: {tail}" if tail else f"; log {self.log_path} is empty"
 
     async def _terminate(self) -> None:

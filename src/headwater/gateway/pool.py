@@ -87,10 +87,10 @@ class Pool(Generic[EndpointT]):
     def check(self, places_count: int) -> None:
         """Refuse now what could not be served: raises NoReplica when no replica is coming, Overloaded when the queue is full."""
         if not self.members and not self._is_replica_coming():
-            reasons = (
-                "; ".join(f"{status.replica_id}: {status.reason}" for status in self.statuses) or "none configured"
+            # Why is the operator's to know (`/ready`, the log): the reasons name files of this machine.
+            raise NoReplica(
+                f"No replica of {self.name!r} can answer; its operator has been told why.", retry_after_s=30
             )
-            raise NoReplica(f"No replica of {self.name!r} can answer ({reasons}).", retry_after_s=30)
         free = sum(member.free_count for member in self.members.values())
         if len(self._waiters) + max(0, places_count - free) > self.queued_max:
             raise Overloaded(
@@ -156,12 +156,13 @@ class Pool(Generic[EndpointT]):
         self.statuses = statuses
         if self.members or self._is_replica_coming():
             return
-        reasons = "; ".join(status.reason for status in statuses)
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.granted.done():
                 waiter.granted.set_exception(
-                    NoReplica(f"The last replica of {self.name!r} failed ({reasons}).", retry_after_s=30)
+                    NoReplica(
+                        f"The last replica of {self.name!r} failed; its operator has been told why.", retry_after_s=30
+                    )
                 )
         self._member_came.set()
 
