@@ -9,7 +9,7 @@ Source: RFC 9112.
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
@@ -228,17 +228,15 @@ class _Connection(asyncio.Protocol):
 class Response:
     """A response whose head has come. Read it to its end and the connection is kept; close it earlier and it's gone."""
 
-    __slots__ = ("_client", "_connection", "headers", "status")
+    __slots__ = ("_client", "_connection", "headers", "read", "status")
 
     def __init__(self, client: "HttpClient", connection: _Connection) -> None:
         self._client = client
         self._connection = connection
         self.status = connection.status
         self.headers = connection.headers
-
-    async def read(self) -> bytes:
+        self.read: Callable[[], Awaitable[bytes]] = connection.read
         """The next bytes of the body, empty at its end. Raises ConnectionBroken."""
-        return await self._connection.read()
 
     async def read_all(self, bytes_max: int) -> bytes:
         """The body up to bytes_max; what comes after is left unread. Raises ConnectionBroken."""
