@@ -91,6 +91,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
         )
 
 
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests have stores of their own, wherever the models of this run are."""
+    monkeypatch.delenv("HEADWATER_MODELS__DIRECTORY", raising=False)
+
+
 @pytest.fixture
 def wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of wheels, the only place where pip may look."""

@@ -18,7 +18,7 @@ from tests.rig.processes import FakeEngineHandle, fake_engine
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONNECT_S, FIRST_BYTE_S, IDLE_S, TOTAL_S, STALL_S = 1.0, 1.5, 1.2, 2.0, 1.0
 SILENT, STALLING, STEADY = "m:silent", "m:tokens=9,stall_after=2", "m:tokens=5000,gap_ms=20"
-HELD, HEAVY, PREFILL = "m:tokens=3,step", "m:tokens=20000,big_chunk=3000000", "m:prefill_ms=60000,prefill_step_ms=100"
+HELD, HEAVY, PREFILL = "m:tokens=3,step", "m:tokens=200000,big_chunk=3000000", "m:prefill_ms=60000,prefill_step_ms=100"
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ async def test_time_in_the_queue_counts_towards_the_total(engine: FakeEngineHand
         assert (got.status, got.error and got.error["code"]) == (504, "timeout")
         record = await platform.record(got.headers["x-request-id"])
         assert (record["outcome"], record["output"], record["cost_nanos"]) == ("timeout", 0, 0)
-        assert platform.attempts(record["request_id"]) == []
+        # Who held the place ran out of time just before: the waiter may have had it for a moment, for nothing.
+        assert not any(row["output"] for row in platform.attempts(record["request_id"]))
 
 
 async def test_a_client_that_reads_nothing_is_cut_off_and_leaves_nothing_behind(
@@ -113,7 +114,7 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_leaves_nothing_behind(
 ) -> None:
     await platform.idle()
     before = platform.fds_count()
-    body = chat_body(f"heavy/{HEAVY}", max_tokens=20_000)
+    body = chat_body(f"heavy/{HEAVY}", max_tokens=200_000)
     client = await Client.chat(
         platform.base_url, body, api_key=platform.key, request_id="stalls", receive_bytes_max=4096
     )

@@ -244,7 +244,7 @@ def _truth(books: Ledger, truth: Truth, *, is_killed: bool) -> Iterator[Finding]
     for attempt_id, twins in seen.items():
         if len(twins) > 1:
             yield Finding("truth", attempt_id, f"the engine received it {len(twins)} times")
-        if attempt_id not in rows and not (is_killed and not twins[0].is_finished):
+        if attempt_id not in rows and not is_killed:
             yield Finding("truth", attempt_id, "the engine worked on it; the ledger doesn't know it")
     for row in books.attempts:
         twins = seen.get(row["id"], [])

@@ -19,7 +19,7 @@ MAY_USE = {
     "__main__": {"cli"},
     "admin": {"ledger", "settings"} | _DATA,
     "catalogue": {"__version__", "errors", "settings"},
-    "cli": {"__version__", "admin", "catalogue", "doctor", "gateway", "ledger", "log", "platform", "settings"} | _DATA,
+    "cli": {"__version__", "admin", "catalogue", "doctor", "engines", "gateway", "ledger", "log", "platform", "settings"} | _DATA,
     "clock": set[str](),
     "controller": {"engines"} | _DATA,
     "dialects": {"json_schema", "settings"} | _DATA,
@@ -49,7 +49,7 @@ PURE = (
     *("engines.tool_calls", "controller.lifecycle", "ledger.rows", "gateway.attempt", "gateway.slots"),
 )
 DOES_IO = (
-    *("aiohttp", "asyncio", "httptools", "http.client", "multiprocessing", "pysqlite3", "selectors", "socket"),
+    *("asyncio", "httptools", "http.client", "multiprocessing", "pysqlite3", "selectors", "socket"),
     *("sqlite3", "ssl", "starlette", "structlog", "subprocess", "urllib.request", "uvicorn", "uvloop"),
 )
 

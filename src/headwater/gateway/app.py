@@ -72,11 +72,10 @@ class Gateway:
             models=self.models, writer=writer, telemetry=self.telemetry, is_draining=lambda: self._is_draining
         )
         account = Account(models=self.models, database=database, currency=settings.billing.currency, clock=clock)
-        self.app = DirectRoute(
-            self._build_app(chat, health, account), method="POST", path="/v1/chat/completions", endpoint=chat
-        )
+        self.router = self._build_router(chat, health, account)
+        self.app = DirectRoute(self.router, method="POST", path="/v1/chat/completions", endpoint=chat)
 
-    def _build_app(self, chat: ChatCompletions, health: Health, account: Account) -> Starlette:
+    def _build_router(self, chat: ChatCompletions, health: Health, account: Account) -> Starlette:
         """The route list IS the application; who needs no key is said here."""
 
         def public(handler: object) -> Endpoint:

@@ -181,6 +181,6 @@ def refusal(status: int, body: bytes, retry_after: str | None, name: str) -> Pla
             f"The engine refused the request: {message or 'it gave no reason'}.", code="engine_refused"
         )
     if status in (429, 503):
-        seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else 5.0
+        seconds = float(retry_after) if retry_after is not None and retry_after.isdecimal() else 5.0
         return Overloaded(f"The {name} is overloaded (it answered {status}).", retry_after_s=min(seconds, 3600.0))
     return EngineFailed(f"The {name} answered with status {status}.")

@@ -86,11 +86,7 @@ class Pool(Generic[EndpointT]):
 
     def check(self, places_count: int) -> None:
         """Refuse now what could not be served: raises NoReplica when no replica is coming, Overloaded when the queue is full."""
-        if not self.members and not self._is_replica_coming():
-            # Why is the operator's to know (`/ready`, the log): the reasons name files of this machine.
-            raise NoReplica(
-                f"No replica of {self.name!r} can answer; its operator has been told why.", retry_after_s=30
-            )
+        self._require_replica()
         free = sum(member.free_count for member in self.members.values())
         if len(self._waiters) + max(0, places_count - free) > self.queued_max:
             raise Overloaded(
@@ -112,11 +108,12 @@ class Pool(Generic[EndpointT]):
         return max(self.members.values(), key=lambda member: member.free_count)
 
     async def lease(self, organization_id: str, prefix: tuple[int, ...]) -> Lease[EndpointT]:
-        """A place, at once or when it is this attempt's turn. Raises NoReplica if the last replica fails meanwhile."""
+        """A place, at once or when it is this attempt's turn. Raises NoReplica if the last replica failed or fails meanwhile."""
         if not self._waiters:
             lease = self._take(organization_id, prefix)
             if lease is not None:
                 return lease
+        self._require_replica()
         waiter = _Waiter(organization_id, prefix, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         try:
@@ -165,6 +162,13 @@ class Pool(Generic[EndpointT]):
                     )
                 )
         self._member_came.set()
+
+    def _require_replica(self) -> None:
+        if not self.members and not self._is_replica_coming():
+            # Why is the operator's to know (`/ready`, the log): the reasons name files of this machine.
+            raise NoReplica(
+                f"No replica of {self.name!r} can answer; its operator has been told why.", retry_after_s=30
+            )
 
     def _is_replica_coming(self) -> bool:
         return any(status.state in (ReplicaState.STARTING, ReplicaState.BACKING_OFF) for status in self.statuses)

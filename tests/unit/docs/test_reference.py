@@ -40,7 +40,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 async def test_the_api_page_has_every_route_and_no_other(gateway: Gateway) -> None:
     routes: set[str] = set()
-    for route in gateway.app.routes:
+    for route in gateway.router.routes:
         assert isinstance(route, Route)
         routes |= {f"{method} {route.path}" for method in (route.methods or set()) - {"HEAD"}}
     listed = [codes(row[0])[0] for row in rows(read("reference/api.md"), "Endpoint")]
@@ -50,7 +50,7 @@ async def test_the_api_page_has_every_route_and_no_other(gateway: Gateway) -> No
 
 async def test_the_api_page_says_which_endpoints_need_a_key(gateway: Gateway) -> None:
     said = {codes(row[0])[0].split(" ")[1]: row[1] == "needed" for row in rows(read("reference/api.md"), "Endpoint")}
-    for route in gateway.app.routes:
+    for route in gateway.router.routes:
         assert isinstance(route, Route)
         assert said[route.path] == (getattr(route.endpoint, "_authenticator", None) is not None)
 
