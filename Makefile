@@ -36,6 +36,8 @@ apt:  ## install the system programs that the tests use
 docs: $(VENV)/.developed  ## write the generated reference pages anew
 	$(BIN)/python -m headwater.settings.reference > docs/reference/settings.md
 	$(BIN)/python -m headwater.dialects.reference > docs/reference/chat-completions.md
+	$(BIN)/python -m headwater.errors_reference > docs/reference/errors.md
+	$(BIN)/python -m headwater.cli.reference > docs/reference/cli.md
 
 lock: $(VENV)/.developed  ## resolve the requirements anew, with hashes
 	$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --upgrade pyproject.toml -o requirements/core.txt

@@ -2,7 +2,7 @@
 # System programs that tests need; installed when missing, and the run stops when they can't be.
 set -eu
 missing=""
-for pair in strace:strace; do
+for pair in strace:strace openssl:openssl; do
     command -v "${pair%%:*}" > /dev/null || missing="$missing ${pair##*:}"
 done
 [ -z "$missing" ] && exit 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
+
 from tests.acceptance.person import QWEN, SMOL, Up, up, weights
 
 CONFIG = f"""

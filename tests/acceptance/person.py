@@ -26,7 +26,7 @@ from headwater.ledger.store import open_reader
 from headwater.settings.model import ModelStoreSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS_DIRECTORY = Path(os.environ.get("HEADWATER_MODELS__DIRECTORY", ROOT / ".models")).absolute()
+MODELS_DIRECTORY = Path(os.environ.get("HEADWATER_MODELS__DIRECTORY", ROOT / "data/models")).absolute()
 QWEN, SMOL = "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"
 READY_LINE = "Ctrl-C stops everything"
 READY_TIMEOUT_S = 240.0
@@ -168,7 +168,7 @@ class Up:
         """Status and body of an operator endpoint, such as `/ready`."""
         url = self.base_url.removesuffix("/v1") + path
         try:
-            with urllib.request.urlopen(url, timeout=30) as answer:
+            with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  our own base URL
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

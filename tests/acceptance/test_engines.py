@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.acceptance.person import SMOL, Up, cpu_s, environ_for, is_alive, until, up, weights
 from tests.rig.clients import Client, ask
 
@@ -107,7 +108,7 @@ class TestDying:
             began_cpu_s = cpu_s(engine)
             async with await Client.chat(platform.base_url, LONG, api_key=platform.api_key) as client:
                 async with asyncio.timeout(30):
-                    while cpu_s(engine) - began_cpu_s < 0.5:  # noqa: ASYNC110  another process's work has no event
+                    while cpu_s(engine) - began_cpu_s < 0.5:
                         await asyncio.sleep(0.02)
                 os.kill(engine, signal.SIGKILL)
                 got = await client.read_to_end(timeout_s=30)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pytest
+
 from tests.acceptance.person import Up, cpu_s, until
 from tests.rig.clients import Client
 
@@ -77,7 +78,7 @@ async def works(real: Up, model: str, *, used_s: float) -> None:
     pid = real.engine(model)
     began_s = cpu_s(pid)
     async with asyncio.timeout(30):
-        while cpu_s(pid) - began_s < used_s:  # noqa: ASYNC110  another process's work has no event
+        while cpu_s(pid) - began_s < used_s:
             await asyncio.sleep(0.02)
 
 

@@ -13,6 +13,7 @@ from openai.types.chat import (
     ChatCompletionMessageFunctionToolCall,
     ChatCompletionMessageParam,
 )
+
 from tests.acceptance.person import Up
 
 pytestmark = pytest.mark.model
@@ -189,9 +190,9 @@ def test_the_whole_loop_of_call_result_and_answer(client: OpenAI, real: Up) -> N
     talk = list(PARIS)
     first = client.chat.completions.create(**ASKED, messages=talk, tool_choice="required")
     message = first.choices[0].message
-    talk.append(message.to_dict())  # type: ignore[arg-type]  # the SDK's own way to send an answer back
-    for call in message.tool_calls or ():
-        talk.append({"role": "tool", "tool_call_id": call.id, "content": '{"temperature_c": 21, "sky": "sunny"}'})
+    result = '{"temperature_c": 21, "sky": "sunny"}'
+    talk.append(message.to_dict())  # as the SDK's own examples send an answer back
+    talk += [{"role": "tool", "tool_call_id": call.id, "content": result} for call in message.tool_calls or ()]
     raw = client.chat.completions.with_raw_response.create(
         **ASKED | {"max_tokens": 60}, messages=talk, tool_choice="none"
     )

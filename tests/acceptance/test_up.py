@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.acceptance.person import MODELS_DIRECTORY, SMOL, Up, children, environ_for, is_alive, until, up
 from tests.integration.model_source import serve
 

@@ -147,7 +147,7 @@ class FakeEngineHandle:
         """Return the truth once it satisfies the condition. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             # A file of another process has no asyncio.Event.
-            while not holds(truth := self.truth()):  # noqa: ASYNC110
+            while not holds(truth := self.truth()):
                 await asyncio.sleep(0.005)
         return truth
 

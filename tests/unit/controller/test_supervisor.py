@@ -246,7 +246,7 @@ async def _spawned(supervisor: Supervisor) -> None:
 
 @pytest.fixture(scope="session")
 def small_model() -> Path:
-    directory = os.environ.get("HEADWATER_MODELS__DIRECTORY", str(ROOT / ".models"))
+    directory = os.environ.get("HEADWATER_MODELS__DIRECTORY", str(ROOT / "data/models"))
     try:
         return resolve("smollm2-135m-instruct", ModelStoreSettings(directory=directory)).path
     except OperatorError as error:

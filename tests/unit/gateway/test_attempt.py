@@ -38,7 +38,11 @@ def report(output: int, *, is_final: bool, uncached: int = 30, cached: int = 10,
             "counted",
         ),
         # a later report replaces an earlier one
-        ([report(1, is_final=False), TEXT, TEXT, report(2, is_final=False)], report(2, is_final=False).usage, "reported"),
+        (
+            [report(1, is_final=False), TEXT, TEXT, report(2, is_final=False)],
+            report(2, is_final=False).usage,
+            "reported",
+        ),
         # none at all: 40 bytes are 10 tokens, and one for the message
         ([TEXT, THOUGHT, CALL], Usage(uncached_input=11, output=3, reasoning=1), "estimated"),
         ([TEXT, Finished("stop")], Usage(uncached_input=11, output=1), "estimated"),
@@ -75,7 +79,9 @@ def test_use_always_has_its_shape(events: list[Event]) -> None:
     assert min(usage.uncached_input, usage.cache_read, usage.cache_write, usage.output, usage.reasoning) >= 0
     assert usage.reasoning <= usage.output
     assert source in ("reported", "counted", "estimated")
-    if not one.is_finished and not any(isinstance(event, Text | Reasoning | ToolCallDelta | UsageReport) for event in events):
+    if not one.is_finished and not any(
+        isinstance(event, Text | Reasoning | ToolCallDelta | UsageReport) for event in events
+    ):
         assert usage == NO_USAGE
 
 

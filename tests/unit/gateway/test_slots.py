@@ -52,7 +52,11 @@ def test_the_longest_warm_prefix_of_the_same_organization_wins() -> None:
 
 
 def test_without_a_warm_one_an_unused_is_taken_then_the_longest_unused() -> None:
-    used = [slot(0, "org_2", (1,), last_used=9), slot(1, "org_1", (7,), last_used=4), slot(2, "org_2", (1,), last_used=6)]
+    used = [
+        slot(0, "org_2", (1,), last_used=9),
+        slot(1, "org_1", (7,), last_used=4),
+        slot(2, "org_2", (1,), last_used=6),
+    ]
     best = best_slot([*used, slot(3)], "org_1", (1,))
     assert best is not None
     assert best.number == 3

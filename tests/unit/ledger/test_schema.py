@@ -59,9 +59,7 @@ def test_the_migrations_make_what_the_schema_says(tmp_path: Path, reader: Connec
     ],
     ids=str,
 )
-def test_the_columns_written_are_the_columns_there_are_in_their_order(
-    table: Table, columns: tuple[str, ...]
-) -> None:
+def test_the_columns_written_are_the_columns_there_are_in_their_order(table: Table, columns: tuple[str, ...]) -> None:
     assert tuple(column.name for column in table.columns) == tuple(columns)
 
 
