@@ -34,6 +34,8 @@ from bench.subjects import PATH, headwater_key
 PROJECT = Path(__file__).resolve().parent.parent
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 OUTPUT_TOKENS = 64
+END_TOKENS = ("0", "2", "151643", "151645")
+"""How SmolLM2 and Qwen end an answer; forbidden, so that every answer runs to its cap, in both subjects alike."""
 SLOTS = 8
 CONTEXT_TOKENS = 1024
 SEQUENTIAL_CALLS = 3  # calls one after another in a run at c = 1
@@ -74,6 +76,7 @@ def prompt(model: str, call: int, trial: int) -> dict[str, object]:
         "stream_options": {"include_usage": True},
         "max_tokens": OUTPUT_TOKENS,
         "temperature": 0.7,
+        "logit_bias": dict.fromkeys(END_TOKENS, -100),
         "seed": 1000 * trial + call,
         "messages": [{"role": "user", "content": text}],
     }

@@ -128,7 +128,7 @@ class PermissionDenied(PlatformError):
 
 
 class Overloaded(PlatformError):
-    """The queue is full or its wait would outlast the deadline."""
+    """The queue is full, or as many requests are being served as may be."""
 
     status = 503
     code = "overloaded"

@@ -15,7 +15,10 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 def configure_logging(settings: LogSettings) -> None:
     """Set up logging for this process; called once, by whoever starts it."""
     level = _LEVELS[settings.level]
-    is_console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    is_terminal = settings.format == "auto" and sys.stderr.isatty()
+    is_console = settings.format == "console" or is_terminal
+    if is_terminal:  # who sits there reads what the command prints; a line for each request would bury it
+        level = max(level, logging.WARNING)
     processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

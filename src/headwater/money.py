@@ -1,6 +1,6 @@
 """Money as integers: nano-units of the organization's currency (1 unit = 10^9), prices per million tokens."""
 
-from decimal import Decimal, InvalidOperation
+import re
 
 import msgspec
 
@@ -12,6 +12,8 @@ PRICE_UNITS_MAX = 10**6
 """The dearest price of a million tokens, in whole units: one unit a token."""
 NANOS_MAX = 2**63 - 1
 """SQLite and PostgreSQL keep 64-bit integers; a sum beyond this is refused, never wrapped."""
+
+_DECIMAL = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))?")
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,18 +34,16 @@ def parse_nanos(text: str) -> int:
 
     Raises ValueError when it isn't a plain non-negative decimal with at most 9 fractional digits, or beyond 63 bits.
     """
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        raise ValueError(f"{text!r} is not a decimal number") from None
-    if not value.is_finite() or value < 0:
+    found = _DECIMAL.fullmatch(text)
+    if found is None:
         raise ValueError(f"{text!r} is not a non-negative decimal number")
-    scaled = value * NANOS_PER_UNIT
-    if scaled != scaled.to_integral_value():
+    fraction = (found[2] or "").rstrip("0")
+    if len(fraction) > 9:
         raise ValueError(f"{text!r} has more than 9 fractional digits")
-    if scaled > NANOS_MAX:
+    nanos = int(found[1]) * NANOS_PER_UNIT + int(fraction.ljust(9, "0"))
+    if nanos > NANOS_MAX:
         raise ValueError(f"{text!r} is beyond {NANOS_MAX} nano-units")
-    return int(scaled)
+    return nanos
 
 
 def format_nanos(nanos: int) -> str:

@@ -42,8 +42,10 @@ class Platform:
         """models: for each deployment its resolved model file, in the same order."""
         self._settings = settings
         self._clock = clock
+        replicas_count = sum(deployment.replicas for deployment in settings.deployments)
         self._plans = [
-            deployment_plan(deployment, model) for deployment, model in zip(settings.deployments, models, strict=True)
+            deployment_plan(deployment, model, replicas_count=replicas_count)
+            for deployment, model in zip(settings.deployments, models, strict=True)
         ]
         self._loop = asyncio.get_running_loop()
         self._servers: list[HttpServer] = []
@@ -118,8 +120,12 @@ class Platform:
         self._loop.call_soon_threadsafe(tell)
 
 
-def deployment_plan(deployment: DeploymentSettings, model: ResolvedModel) -> DeploymentPlan:
-    """What the controller needs to run a deployment. Threads unset: the machine's cores but one, which is the gateway's."""
+def deployment_plan(deployment: DeploymentSettings, model: ResolvedModel, *, replicas_count: int) -> DeploymentPlan:
+    """What the controller needs to run a deployment.
+
+    Threads unset: an even share of the machine's cores but one, which is the gateway's, among all replicas_count replicas
+    of the platform. Engines with more threads than cores are slower than with one each: their barriers spin.
+    """
     stat = model.path.stat()
     return DeploymentPlan(
         name=deployment.name,
@@ -129,7 +135,7 @@ def deployment_plan(deployment: DeploymentSettings, model: ResolvedModel) -> Dep
         replicas_count=deployment.replicas,
         slots_count=deployment.slots,
         context_tokens=deployment.context_tokens,
-        threads=deployment.threads or max(1, (os.cpu_count() or 2) - 1),
+        threads=deployment.threads or max(1, ((os.cpu_count() or 2) - 1) // replicas_count),
         batch_tokens=deployment.batch_tokens,
         start_timeout_s=deployment.start_timeout_s,
         restarts=(deployment.restarts_max, deployment.restart_window_s),

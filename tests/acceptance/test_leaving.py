@@ -48,7 +48,7 @@ def engine_stops_s(pid: int, since_s: float, *, timeout_s: float = 8.0) -> float
 def places_free_s(real: Up, model: str, since_s: float) -> float:
     """Seconds from `since_s` until the gateway has no place of the model taken."""
     until(
-        lambda: real.metric("headwater_gateway_busy_slots", model=model) == 0,
+        lambda: real.metric("headwater_gateway_busy_slots", pool=model) == 0,
         timeout_s=8.0,
         what=f"a free place of {model}",
     )
@@ -155,14 +155,10 @@ async def test_leaving_the_queue(real: Up, is_stream: bool, figure: Callable[[st
     async with await start(real, holder_body, f"{mark}-holder") as holder:
         await holder.read_tokens(1, timeout_s=60)
         async with await start(real, body("tiny", "Hi", stream=is_stream, max_tokens=5), mark) as client:
-            until(
-                lambda: real.metric("headwater_gateway_queued", model="tiny") == 1, timeout_s=5, what="a queue of one"
-            )
+            until(lambda: real.metric("headwater_gateway_queued", pool="tiny") == 1, timeout_s=5, what="a queue of one")
             left_s = time.monotonic()
             client.leave("fin")
-            until(
-                lambda: real.metric("headwater_gateway_queued", model="tiny") == 0, timeout_s=5, what="an empty queue"
-            )
+            until(lambda: real.metric("headwater_gateway_queued", pool="tiny") == 0, timeout_s=5, what="an empty queue")
             gone_s = time.monotonic() - left_s
         got = await holder.read_to_end(timeout_s=120)
     row = row_of(real, mark)

@@ -131,7 +131,7 @@ async def test_doctored_books_are_caught(books: Books, short_path: Path, how: st
     shutil.copy(books.database, copy)
     connection = sqlite.connect(str(copy))
     for table in ("usage_records", "attempts", "prices"):  # without the constraints that would refuse it
-        connection.execute(f"CREATE TABLE plain AS SELECT * FROM {table}")  # noqa: S608
+        connection.execute(f"CREATE TABLE plain AS SELECT * FROM {table}")
         connection.execute(f"DROP TABLE {table}")
         connection.execute(f"ALTER TABLE plain RENAME TO {table}")
     connection.commit()

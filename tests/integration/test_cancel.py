@@ -107,7 +107,7 @@ async def test_the_engine_stops_within_a_second(engine: FakeEngineHandle, platfo
 async def test_one_who_leaves_the_queue_never_reaches_the_engine(
     engine: FakeEngineHandle, platform: Platform, stream: bool, how: How
 ) -> None:
-    queued = 'headwater_gateway_queued{model="one/m:tokens=3"}'
+    queued = 'headwater_gateway_queued{pool="one"}'
     name = f"queued-{stream}-{how}"
     body = chat_body("one/m:tokens=3", stream=stream)
     async with (

@@ -1,10 +1,9 @@
 """A stream is passed on as it comes; what says that the answer is complete waits for its record to be durable."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,15 +88,17 @@ async def test_the_record_is_readable_when_the_finish_arrives(platform: Platform
 
 
 async def test_nothing_that_ends_a_stream_goes_out_before_the_commit(platform: Platform) -> None:
-    async with await Client.chat(platform.base_url, chat_body(f"fake/{FAST}"), api_key=platform.key) as client:
-        async with locked(platform.database):
+    async with AsyncExitStack() as lock:
+        await lock.enter_async_context(locked(platform.database))
+        async with await Client.chat(platform.base_url, chat_body(f"fake/{FAST}"), api_key=platform.key) as client:
             got = await client.read_tokens(4)
             with pytest.raises(TimeoutError):
                 await client.read_until(lambda got: got.content_count < len(got.events) - 1, timeout_s=1.0)
             assert (got.finish_reason, got.usage, got.is_done_seen, got.ended) == (None, None, False, None)
             assert platform.find_record(got.headers["x-request-id"]) is None
             unlocked_ns = time.monotonic_ns()
-        await client.read_to_end(timeout_s=5.0)
+            await lock.aclose()
+            await client.read_to_end(timeout_s=5.0)
         assert (got.finish_reason, got.is_done_seen, got.ended) == ("stop", True, "complete")
         assert min(event.arrived_ns for event in got.events[-2:]) >= unlocked_ns
         assert platform.find_record(got.headers["x-request-id"]) is not None
@@ -105,27 +106,28 @@ async def test_nothing_that_ends_a_stream_goes_out_before_the_commit(platform: P
 
 async def test_a_whole_answer_has_no_status_line_before_the_commit(platform: Platform) -> None:
     body = chat_body(f"fake/{FAST}", stream=False)
-    async with await Client.chat(platform.base_url, body, api_key=platform.key) as client:
-        async with locked(platform.database):
+    async with AsyncExitStack() as lock:
+        await lock.enter_async_context(locked(platform.database))
+        async with await Client.chat(platform.base_url, body, api_key=platform.key) as client:
             with pytest.raises(TimeoutError):
                 await client.read_until(lambda got: bool(got.arrivals), timeout_s=1.0)
             assert client.received.status is None
-        got = await client.read_to_end(timeout_s=5.0)
-        assert (got.status, got.finish_reason) == (200, "stop")
+            await lock.aclose()
+            got = await client.read_to_end(timeout_s=5.0)
+            assert (got.status, got.finish_reason) == (200, "stop")
 
 
 async def test_a_failed_stream_is_told_its_error_after_the_commit(engine: FakeEngineHandle, short_path: Path) -> None:
     model = "m:tokens=4,cut_after=2"
     text = config(upstreams=[upstream("fake", engine.base_url, [model])])
-    async with (
-        running_platform(text, short_path / "p") as platform,
-        await Client.chat(platform.base_url, chat_body(f"fake/{model}"), api_key=platform.key) as client,
-    ):
-        async with locked(platform.database):
+    async with running_platform(text, short_path / "p") as platform, AsyncExitStack() as lock:
+        await lock.enter_async_context(locked(platform.database))
+        async with await Client.chat(platform.base_url, chat_body(f"fake/{model}"), api_key=platform.key) as client:
             await client.read_tokens(2)
             with pytest.raises(TimeoutError):
                 await client.read_until(lambda got: got.error is not None, timeout_s=0.5)
-        got = await client.read_to_end(timeout_s=5.0)
+            await lock.aclose()
+            got = await client.read_to_end(timeout_s=5.0)
         assert got.error is not None
         assert got.error["code"] == "engine_failed"
 
@@ -133,8 +135,8 @@ async def test_a_failed_stream_is_told_its_error_after_the_commit(engine: FakeEn
 async def test_a_client_that_leaves_after_the_engines_finish_is_still_ok(platform: Platform) -> None:
     body = chat_body(f"fake/{FAST}")
     async with (
-        await Client.chat(platform.base_url, body, api_key=platform.key, request_id="left-late") as client,
         locked(platform.database),
+        await Client.chat(platform.base_url, body, api_key=platform.key, request_id="left-late") as client,
     ):
         await client.read_tokens(4)
         with pytest.raises(TimeoutError):  # the engine's finish is read by then, the settlement waits
@@ -144,7 +146,6 @@ async def test_a_client_that_leaves_after_the_engines_finish_is_still_ok(platfor
     assert (record["outcome"], record["output"]) == ("ok", 4)
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 async def test_the_finish_waits_for_the_disk_itself(engine: FakeEngineHandle, short_path: Path) -> None:
     """Each sync takes 300 ms longer: the finish comes that much later than the last content."""
     text = config(upstreams=[upstream("fake", engine.base_url, [FAST])])
@@ -159,7 +160,7 @@ async def test_the_finish_waits_for_the_disk_itself(engine: FakeEngineHandle, sh
             assert strace.stderr is not None
             attached = await asyncio.wait_for(strace.stderr.readline(), 5.0)
             if b"attached" not in attached:
-                pytest.skip(f"strace can't attach here: {attached.decode()}")
+                pytest.fail(f"strace can't attach here: {attached.decode()}")
             got = await platform.ask(chat_body(f"fake/{FAST}"))
             waited_s = (got.events[-1].arrived_ns - got.content_arrivals_ns[-1]) / 1e9
             print(f"last content → finish: {waited_s:.3f} s with 0.3 s more in each sync")

@@ -41,7 +41,7 @@ async def platform(engine: FakeEngineHandle, module_path: Path) -> AsyncIterator
 async def queued(platform: Platform, name: str, count: int) -> None:
     """Wait until so many attempts wait for that upstream."""
     async with asyncio.timeout(5.0):
-        while (await platform.metrics())[f'headwater_gateway_queued{{model="{name}/{HELD}"}}'] != count:
+        while (await platform.metrics())[f'headwater_gateway_queued{{pool="{name}"}}'] != count:
             await asyncio.sleep(0)
 
 
@@ -92,7 +92,7 @@ async def test_places_are_never_more_than_there_are(engine: FakeEngineHandle, pl
     await queued(platform, "two", 3)
     truth = await engine.wait_for(lambda truth: len(truth.attempts) >= before + 2)
     assert len(truth.attempts) == before + 2
-    assert (await platform.metrics())[f'headwater_gateway_busy_slots{{model="two/{HELD}"}}'] == 2
+    assert (await platform.metrics())['headwater_gateway_busy_slots{pool="two"}'] == 2
     while not all(answer.done() for answer in answers):
         await engine.step(3)
     assert [(await answer).finish_reason for answer in answers] == ["stop"] * 5

@@ -18,7 +18,7 @@ from tests.rig.processes import FakeEngineHandle, fake_engine
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONNECT_S, FIRST_BYTE_S, IDLE_S, TOTAL_S, STALL_S = 1.0, 1.5, 1.2, 2.0, 1.0
 SILENT, STALLING, STEADY = "m:silent", "m:tokens=9,stall_after=2", "m:tokens=5000,gap_ms=20"
-HELD, HEAVY, PREFILL = "m:tokens=3,step", "m:tokens=200000,big_chunk=3000000", "m:prefill_ms=60000,prefill_step_ms=100"
+HELD, HEAVY, FLOOD = "m:tokens=3,step", "m:tokens=401,big_chunk=3000000", "m:endless,big_chunk=3000000"
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ async def platform(engine: FakeEngineHandle, black_hole_url: str, module_path: P
             upstream(
                 "fake",
                 engine.base_url,
-                [SILENT, STALLING, PREFILL],
+                [SILENT, STALLING],
                 first_byte_timeout_s=FIRST_BYTE_S,
                 idle_timeout_s=IDLE_S,
             ),
             upstream("steady", engine.base_url, [STEADY, SILENT], total_timeout_s=TOTAL_S),
             upstream("one", engine.base_url, [HELD], concurrency_max=1, total_timeout_s=TOTAL_S),
-            upstream("heavy", engine.base_url, [HEAVY]),
+            upstream("heavy", engine.base_url, [HEAVY, FLOOD]),
         ],
         gateway={"write_stall_timeout_s": STALL_S},
     )
@@ -114,7 +114,7 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_leaves_nothing_behind(
 ) -> None:
     await platform.idle()
     before = platform.fds_count()
-    body = chat_body(f"heavy/{HEAVY}", max_tokens=200_000)
+    body = chat_body(f"heavy/{FLOOD}", max_tokens=1_000_000)
     client = await Client.chat(
         platform.base_url, body, api_key=platform.key, request_id="stalls", receive_bytes_max=4096
     )

@@ -1,9 +1,9 @@
 """The auditor: reads only the database and the fake engine's truth log, and recomputes everything.
 
-    python -m tests.rig.auditor DATABASE TRUTH.jsonl [--acks ACKS.jsonl] [--killed]
+    python -m tests.rig.auditor DATABASE TRUTH.jsonl [--acks ACKS.jsonl] [--killed-at NS]
 
 It shares no code with Headwater: SQL of its own, arithmetic of its own. It prints its figures and what it finds, and
-exits with 1 if it finds anything. Every rule is a function below; `docs/explanation/test-rig.md` lists them.
+exits with 1 if it finds anything. Every rule is a function below, and each has twins in `tests/integration/test_auditor.py`.
 """
 
 import argparse
@@ -30,6 +30,8 @@ LIES = frozenset({"usage_negative", "usage_absurd"})
 """Reports that nobody may believe; `usage_shift` looks true and is believed."""
 CUT_SPAN_S = 1.0
 """A cut stream may have been sent at most what the engine makes in this time beyond what is billed."""
+SETTLED_WITHIN_NS = 1_000_000_000
+"""An attempt that ended so long before a kill has been settled by then."""
 FAILED = ("upstream_error", "timeout", "rejected")
 
 
@@ -72,7 +74,7 @@ class Ledger:
             connection.execute("BEGIN")
 
             def rows(table: str) -> list[Row]:
-                return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]  # noqa: S608 names are ours
+                return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
 
             return cls(rows("usage_records"), rows("attempts"), rows("prices"), rows("api_keys"))
         finally:
@@ -102,8 +104,11 @@ class Audit:
         return "\n".join([*lines, f"{len(self.findings)} findings"])
 
 
-def audit(database: Path, truth: Truth, *, acks: Iterable[Ack] = (), is_killed: bool = False) -> Audit:
-    """Recompute everything. is_killed: the platform was killed, so attempts it had under way may have no row."""
+def audit(database: Path, truth: Truth, *, acks: Iterable[Ack] = (), killed_at_ns: int | None = None) -> Audit:
+    """Recompute everything.
+
+    killed_at_ns: when the platform was killed (monotonic); attempts it had under way, or not yet settled, have no row.
+    """
     books, acks = Ledger.read(database), list(acks)
     by_request: dict[str, list[Row]] = defaultdict(list)
     for row in books.attempts:
@@ -114,7 +119,7 @@ def audit(database: Path, truth: Truth, *, acks: Iterable[Ack] = (), is_killed: 
         *_unique("attempts", [row["id"] for row in books.attempts], "att_"),
         *_references(books),
         *_acknowledged(books.records, acks),
-        *_truth(books, truth, is_killed=is_killed),
+        *_truth(books, truth, killed_at_ns),
     ]
     for record in books.records:
         findings += _shape(record["request_id"], record)
@@ -237,14 +242,14 @@ def _version(row: Row) -> tuple[int, str]:
     return row["created_at_ms"], row["id"]
 
 
-def _truth(books: Ledger, truth: Truth, *, is_killed: bool) -> Iterator[Finding]:
+def _truth(books: Ledger, truth: Truth, killed_at_ns: int | None) -> Iterator[Finding]:
     """Attempts of the ledger and of the engine are the same ones, and they say the same."""
     rows = {row["id"]: row for row in books.attempts}
     seen = truth.by_request
     for attempt_id, twins in seen.items():
         if len(twins) > 1:
             yield Finding("truth", attempt_id, f"the engine received it {len(twins)} times")
-        if attempt_id not in rows and not is_killed:
+        if attempt_id not in rows and not _died_with(twins[0], killed_at_ns):
             yield Finding("truth", attempt_id, "the engine worked on it; the ledger doesn't know it")
     for row in books.attempts:
         twins = seen.get(row["id"], [])
@@ -255,6 +260,13 @@ def _truth(books: Ledger, truth: Truth, *, is_killed: bool) -> Iterator[Finding]
                 )
             continue
         yield from _one_attempt(row, twins[0])
+
+
+def _died_with(engine: Attempt, killed_at_ns: int | None) -> bool:
+    """Whether the platform was killed while it had that attempt, or in the moment before its settlement."""
+    if killed_at_ns is None or engine.received_at_ns > killed_at_ns + SETTLED_WITHIN_NS:
+        return False
+    return engine.closed_at_ns is None or engine.closed_at_ns > killed_at_ns - SETTLED_WITHIN_NS
 
 
 def _one_attempt(row: Row, engine: Attempt) -> Iterator[Finding]:
@@ -345,10 +357,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("database", type=Path)
     parser.add_argument("truth", type=Path, help="the fake engine's log")
     parser.add_argument("--acks", type=Path, help="JSON lines of what clients were told (class Ack)")
-    parser.add_argument("--killed", action="store_true", help="the platform was killed with requests under way")
+    parser.add_argument("--killed-at", type=int, metavar="NS", help="when the platform was killed (monotonic clock)")
     options = parser.parse_args(argv)
     acks = [] if options.acks is None else read_acks(options.acks)
-    found = audit(options.database, Truth.read(options.truth), acks=acks, is_killed=options.killed)
+    found = audit(options.database, Truth.read(options.truth), acks=acks, killed_at_ns=options.killed_at)
     print(found)
     return 0 if found.is_clean else 1
 

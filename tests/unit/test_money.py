@@ -51,6 +51,8 @@ def test_a_decimal_string_is_read_exactly(text: str, expected: int) -> None:
     [
         *("", " ", "ten", "1,5", "0x10", "-1", "-0.1", "nan", "inf", "-inf", "1.0000000001", "0.00000000001"),
         *("9223372036.854775808", "9999999999999", "1e400", "1.5.1", "$1"),
+        # what the decimal module would take, round or choke on
+        *(f"1.{'0' * 25}1", " 1 ", "1_000", "١", "1e3", "1e999999999999999999", "-0"),
     ],
 )
 def test_what_is_no_plain_price_is_refused(text: str) -> None:

@@ -19,6 +19,8 @@ from headwater.settings.model import Settings
 
 T = TypeVar("T")
 CALL_TIMEOUT_S = 30.0
+LOCK_WAIT_S = 5.0
+"""Another verb holds the lock for a moment; a platform that runs holds it for good, but answers on its socket."""
 
 
 class Admin(Protocol):
@@ -118,7 +120,7 @@ class _OpenedKeys:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._ownership = Ownership(settings.store.data_directory)
+        self._ownership = Ownership(settings.store.data_directory, wait_s=LOCK_WAIT_S)
 
     def __enter__(self) -> KeyAdmin:
         self._ownership.__enter__()
@@ -143,7 +145,8 @@ def find_admin(settings: Settings) -> Admin:
         with Ownership(directory):
             return FileAdmin(settings)
     except AlreadyOwned:
-        return SocketAdmin(directory / SOCKET_NAME)
+        path = directory / SOCKET_NAME
+        return SocketAdmin(path) if path.exists() else FileAdmin(settings)
 
 
 def callable_names(settings: Settings) -> list[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,6 +10,7 @@ from typing import Self
 from headwater.errors import OperatorError
 
 SOCKET_NAME = "admin.sock"
+RETRY_S = 0.02
 
 
 class AlreadyOwned(OperatorError):
@@ -28,8 +30,10 @@ class AlreadyOwned(OperatorError):
 class Ownership:
     """The lock (`flock`) on a data directory, held as a context; the kernel lets go of it however the process ends."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, wait_s: float = 0.0) -> None:
+        """wait_s: how long to wait for another process to let go, for verbs that hold the lock for a moment."""
         self._directory = directory
+        self._wait_s = wait_s
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -44,16 +48,26 @@ class Ownership:
                 why=f"{error.strerror}: {error.filename}.",
                 now="Give this user the right to write there, or choose another with `--set store.url=sqlite:///PATH/headwater.db`.",
             ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._lock(fd):
             pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
             os.close(fd)
-            raise AlreadyOwned(self._directory, int(pid) if pid.isdigit() else None) from None
+            raise AlreadyOwned(self._directory, int(pid) if pid.isdigit() else None)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         self._fd = fd
         return self
+
+    def _lock(self, fd: int) -> bool:
+        until_s = time.monotonic() + self._wait_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    return False
+                time.sleep(RETRY_S)  # flock has no time-out of its own
+            else:
+                return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

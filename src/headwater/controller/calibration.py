@@ -5,7 +5,11 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+import structlog
+
 from headwater.engines.child import choose_batch_tokens
+
+log = structlog.get_logger()
 
 
 class Calibration:
@@ -31,8 +35,11 @@ class Calibration:
             return
         self._token_s[key] = token_s
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._token_s, indent=1))
-        temporary.replace(self._path)
+        try:
+            temporary.write_text(json.dumps(self._token_s, indent=1))
+            temporary.replace(self._path)
+        except OSError as error:  # such as a full disk; the next start measures again
+            log.warning("calibration_not_stored", path=str(self._path), error=str(error))
 
 
 def _key(model_digest: str, threads: int) -> str:

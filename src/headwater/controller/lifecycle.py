@@ -19,6 +19,8 @@ class Replica:
     reason: str = ""
     restarts_at_s: tuple[float, ...] = ()
     restarts_count: int = 0
+    timed_out_s: float | None = None
+    """The start time-out that was missed, while the process is being ended for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,10 @@ def step(  # noqa: PLR0911 one return for each arrow of the diagram
         case ReplicaState.STARTING, BecameReady():
             return replace(replica, state=ReplicaState.READY, reason=""), [Announce()]
         case ReplicaState.STARTING, CannotStart(reason):
-            return replace(replica, state=ReplicaState.FAILED, reason=reason), [Terminate()]
+            return replace(replica, state=ReplicaState.FAILED, reason=reason, timed_out_s=None), [Terminate()]
         case ReplicaState.STARTING, StartTimedOut(timeout_s):
             # It is ended; its exit then counts as one more failed start.
-            return replace(replica, reason=f"not ready within {timeout_s:g} s"), [Terminate()]
+            return replace(replica, timed_out_s=timeout_s), [Terminate()]
         case ReplicaState.STARTING, Exited() as exited:
             return _after_exit(replica, exited, policy, [])
         case ReplicaState.READY, Exited() as exited:
@@ -142,15 +144,17 @@ def _after_exit(
     replica: Replica, exited: Exited, policy: RestartPolicy, commands: list[Command]
 ) -> tuple[Replica, list[Command]]:
     """Restart after a growing wait, unless it has been restarted too often lately."""
+    why = exited.reason if replica.timed_out_s is None else f"not ready within {replica.timed_out_s:g} s"
+    replica = replace(replica, timed_out_s=None)
     recent = tuple(at_s for at_s in replica.restarts_at_s if exited.at_s - at_s < policy.window_s)
     if len(recent) >= policy.restarts_max:
-        reason = f"ended {len(recent) + 1} times within {policy.window_s:g} s; last: {exited.reason}"
+        reason = f"ended {len(recent) + 1} times within {policy.window_s:g} s; last: {why}"
         return replace(replica, state=ReplicaState.FAILED, reason=reason, restarts_at_s=recent), commands
     delay_s = min(BACKOFF_FIRST_S * 2 ** len(recent), BACKOFF_MAX_S)
     after = replace(
         replica,
         state=ReplicaState.BACKING_OFF,
-        reason=f"restarting in {delay_s:g} s; it ended: {exited.reason}",
+        reason=f"restarting in {delay_s:g} s; it ended: {why}",
         restarts_at_s=(*recent, exited.at_s),
         restarts_count=replica.restarts_count + 1,
     )

@@ -23,8 +23,6 @@ from headwater.settings.model import GatewaySettings
 
 log = structlog.get_logger()
 
-DIALECT = "openai.chat"
-
 
 class ChatCompletions:
     """The ASGI application of this one route."""
@@ -80,7 +78,7 @@ class ChatCompletions:
             deadline_s=received_monotonic_s + target.timeouts.total_s,
             is_stream=parsed.is_stream,
             payload=parsed.chat,
-            dialect=DIALECT,
+            dialect=openai_chat.NAME,
             received_at_s=received_s,
             received_monotonic_s=received_monotonic_s,
             client_request_id=headers.client_request_id,

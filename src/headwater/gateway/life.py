@@ -97,7 +97,9 @@ class Life:
             return Ending(_outcome_of(error, has_attempts=bool(self._attempts)), error)
         except asyncio.CancelledError:
             # The server gave this task up. What was used is settled all the same; nobody is left to be answered.
-            context.settler.settle(self._settlement(Ending("client_gone")))
+            settlement = self._settlement(Ending("client_gone"))
+            context.settler.settle(settlement)
+            context.telemetry.settled(settlement)
             raise
         except Exception:
             log.exception("request_failed", request_id=self.request.id)
@@ -251,12 +253,12 @@ class Life:
         if error is None or error.status != 400 or self._attempts:
             settlement = self._settlement(ending)
             settled = self._context.settler.settle(settlement)
-            if ending.outcome != "rejected":
-                try:
+            try:
+                if ending.outcome != "rejected":
                     await asyncio.shield(settled)
-                except LedgerUnavailable as unavailable:
-                    error = unavailable
-            self._context.telemetry.settled(settlement)
+                self._context.telemetry.settled(settlement)
+            except LedgerUnavailable as unavailable:
+                error = unavailable
         else:
             settlement = None
             self._context.telemetry.refused(error.code)

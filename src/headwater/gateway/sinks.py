@@ -133,7 +133,7 @@ async def send_body(send: Send, status: int, body: bytes, headers: HeaderList) -
 
 
 async def send_error(send: Send, error: PlatformError, headers: HeaderList) -> None:
-    """An error in the one shape, with `Retry-After` where coming back can help and `x-should-retry: false` where it can't."""
+    """An error in the one shape, with `Retry-After` where coming back can help."""
     extra: HeaderList = []
     if error.retry_after_s is not None:
         extra.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))

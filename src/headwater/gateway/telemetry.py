@@ -67,7 +67,7 @@ class Telemetry:
         )
         self.duration = Histogram(
             "headwater_gateway_request_seconds",
-            "Request received to settled.",
+            "Request received to the end of the engine's work on it.",
             ("model",),
             registry=registry,
             buckets=DURATION_BUCKETS_S,
@@ -98,11 +98,10 @@ class Telemetry:
             metrics = self._models[record.model] = _ModelMetrics(self, record.model)
         usage = record.usage
         metrics.requests[record.outcome].inc()
-        if usage.output:
+        if usage.input or usage.output:
             metrics.input.inc(usage.uncached_input + usage.cache_write)
+            metrics.cache_read.inc(usage.cache_read)
             metrics.output.inc(usage.output)
-            if usage.cache_read:
-                metrics.cache_read.inc(usage.cache_read)
         if record.ttft_ms is not None:
             metrics.ttft.observe(record.ttft_ms / 1000)
         if record.cost_nanos is None:
@@ -160,15 +159,16 @@ class _PoolCollector(Collector):
         self._models = models
 
     def collect(self) -> list[Metric]:
-        queued = GaugeMetricFamily("headwater_gateway_queued", "Attempts waiting for a place.", labels=("model",))
-        busy = GaugeMetricFamily("headwater_gateway_busy_slots", "Places taken.", labels=("model",))
+        queued = GaugeMetricFamily("headwater_gateway_queued", "Attempts waiting for a place.", labels=("pool",))
+        busy = GaugeMetricFamily("headwater_gateway_busy_slots", "Places taken.", labels=("pool",))
+        for pool in {id(target.pool): target.pool for target in self._models().all()}.values():
+            queued.add_metric((pool.name,), pool.queued_count)
+            busy.add_metric((pool.name,), pool.busy_count)
         replicas = GaugeMetricFamily(
             "headwater_replicas", "Replicas of a deployment by state.", labels=("model", "state")
         )
         restarts = CounterMetricFamily("headwater_replica_restarts", "Restarts of replicas.", labels=("model",))
         for target in self._models().all():
-            queued.add_metric((target.name,), target.pool.queued_count)
-            busy.add_metric((target.name,), target.pool.busy_count)
             if not target.is_own:
                 continue
             for state in ReplicaState:

@@ -39,12 +39,11 @@ def _insert(table: str, columns: Sequence[str]) -> str:
 _TOKENS = ("uncached_input", "cache_read", "cache_write", "output", "reasoning")
 KEY_COLUMNS = KeyRow._fields
 PRICE_COLUMNS = ("id", "model", "currency", *(f"{name}_nanos" for name in _TOKENS), "created_at_ms")
-_BEFORE_USAGE = UsageRow._fields[: UsageRow._fields.index("usage")]
-_AFTER_USAGE = UsageRow._fields[UsageRow._fields.index("usage") + 1 :]
-USAGE_COLUMNS = (*_BEFORE_USAGE, *_TOKENS, *_AFTER_USAGE)
-_ATTEMPT_BEFORE = AttemptRow._fields[: AttemptRow._fields.index("usage")]
-_ATTEMPT_AFTER = AttemptRow._fields[AttemptRow._fields.index("usage") + 1 :]
-ATTEMPT_COLUMNS = (*_ATTEMPT_BEFORE, *_TOKENS, *_ATTEMPT_AFTER)
+# A row's `usage` becomes the token columns, in its place.
+_USAGE_AT = UsageRow._fields.index("usage")
+_ATTEMPT_AT = AttemptRow._fields.index("usage")
+USAGE_COLUMNS = (*UsageRow._fields[:_USAGE_AT], *_TOKENS, *UsageRow._fields[_USAGE_AT + 1 :])
+ATTEMPT_COLUMNS = (*AttemptRow._fields[:_ATTEMPT_AT], *_TOKENS, *AttemptRow._fields[_ATTEMPT_AT + 1 :])
 
 INSERT_ORGANIZATION = Statement("insert_organization", 0, _insert("organizations", ("id", "name", "created_at_ms")))
 INSERT_PROJECT = Statement("insert_project", 1, _insert("projects", ("id", "organization_id", "name", "created_at_ms")))
@@ -66,9 +65,9 @@ class Write(NamedTuple):
 def settlement_writes(settlement: Settlement) -> list[Write]:
     """The rows of one settlement: its usage record, then its attempts."""
     record = settlement.record
-    writes = [Write(INSERT_USAGE, (*record[:12], *_usage_values(record.usage), *record[13:]))]
+    writes = [Write(INSERT_USAGE, (*record[:_USAGE_AT], *_usage_values(record.usage), *record[_USAGE_AT + 1 :]))]
     writes += (
-        Write(INSERT_ATTEMPT, (*attempt[:8], *_usage_values(attempt.usage), *attempt[9:]))
+        Write(INSERT_ATTEMPT, (*attempt[:_ATTEMPT_AT], *_usage_values(attempt.usage), *attempt[_ATTEMPT_AT + 1 :]))
         for attempt in settlement.attempts
     )
     return writes

@@ -181,7 +181,7 @@ class LogSettings:
     format: Literal["auto", "json", "console"] = field(
         default="auto",
         metadata=_about(
-            "How a line looks; `auto` is `console` on a terminal and `json` elsewhere.",
+            "How a line looks; `auto` is `json`, and on a terminal `console` with warnings and errors only.",
             values.OneOf(("auto", "json", "console")),
         ),
     )
@@ -228,7 +228,8 @@ class DeploymentSettings:
     threads: int | None = field(
         default=None,
         metadata=_about(
-            "Threads of a replica; not set means the machine's cores − 1, at least 1.", values.WholeNumber(1, 1024)
+            "Threads of a replica; not set means an even share of the machine's cores − 1 among all replicas, at least 1.",
+            values.WholeNumber(1, 1024),
         ),
     )
     batch_tokens: int | None = field(

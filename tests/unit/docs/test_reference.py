@@ -57,7 +57,7 @@ async def test_the_api_page_says_which_endpoints_need_a_key(gateway: Gateway) ->
 
 def _settled() -> Settlement:
     record = UsageRow(
-        *("req_1", None, "org_1", "prj_1", "key_1", "openai.chat", "qwen-small"),
+        *("req_1", None, "org_1", "prj_1", "key_1", "openai_chat", "qwen-small"),
         is_stream=True,
         choices_count=1,
         outcome="ok",

@@ -85,7 +85,7 @@ async def test_a_key_is_who_it_belongs_to(keys: Keys) -> None:
     ):
         principal = await keys.authenticator.authenticate(headers)
         assert (principal.organization_id, principal.project_id, principal.key_id) == ("org_1", "prj_1", "key_2")
-        assert principal.allowed_models == {"m", "n"}
+        assert principal.allowed_models == frozenset({"m", "n"})
         assert principal.expires_at_s == 5_000
 
 

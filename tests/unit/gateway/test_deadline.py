@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 from headwater.gateway.deadline import Deadline
 from tests.unit.gateway.fake_time import run
@@ -85,7 +86,12 @@ def test_a_stream_of_chunks_costs_a_timer_for_each_limit_not_for_each_chunk() ->
         watched = Watched(10)
         calls: list[float] = []
         real = watched.loop.call_later
-        watched.loop.call_later = lambda delay, *rest, **more: (calls.append(delay), real(delay, *rest, **more))[1]  # type: ignore[method-assign]
+
+        def counting(delay: float, *rest: Any, **more: Any) -> asyncio.TimerHandle:
+            calls.append(delay)
+            return real(delay, *rest, **more)
+
+        watched.loop.call_later = counting  # type: ignore[assignment, method-assign]
         for _ in range(1000):
             watched.deadline.start()
             watched.deadline.clear()

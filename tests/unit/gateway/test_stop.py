@@ -97,9 +97,10 @@ def test_a_cancellation_by_others_passes_through() -> None:
 def test_a_cancellation_by_others_passes_through_a_pressed_button_too(is_pressed_first: bool) -> None:
     async def work() -> None:
         request = await waiting_request()
-        actions = [lambda: request.stop.press("client_gone", None), request.task.cancel]
-        for action in actions if is_pressed_first else reversed(actions):
-            action()
+        if is_pressed_first:
+            request.stop.press("client_gone", None)
+        request.task.cancel()
+        request.stop.press("client_gone", None)
         with pytest.raises(asyncio.CancelledError):
             await request.task
 
