@@ -47,6 +47,7 @@ lock: $(VENV)/.developed  ## resolve the requirements anew, with hashes
 
 bench: $(VENV)/.developed  ## the gateway's cost beside its peers (about 15 minutes on a quiet machine)
 	$(BIN)/python -m bench.gateway $(ARGS)
+	$(BIN)/python -m bench.readme
 
 bench-engine: $(VENV)/.developed models  ## the engine through the gateway beside the bare engine
 	$(BIN)/python -m bench.engine $(ARGS)

@@ -136,9 +136,11 @@ async def test_an_impossible_wish_fails_in_words(platform: Platform, arguments: 
     assert (await platform.cli("keys", "list", "--json")).json() == before
 
 
-async def test_keys_are_made_and_revoked_while_it_does_not_run(engine: FakeEngineHandle, short_path: Path) -> None:
-    text = config(upstreams=[upstream("fake", engine.base_url, [FAST])])
-    async with running_platform(text, short_path / "p") as platform:
+async def test_keys_are_made_and_revoked_while_it_does_not_run(short_path: Path) -> None:
+    async with (
+        fake_engine() as engine,
+        running_platform(config(upstreams=[upstream("fake", engine.base_url, [FAST])]), short_path / "p") as platform,
+    ):
         assert await platform.stop() == 0
         kept, dropped = await asyncio.gather(platform.create_key(), platform.create_key())  # two at once
         await platform.cli("keys", "revoke", dropped["id"])

@@ -88,9 +88,13 @@ async def test_an_impossible_configuration_names_the_key(
     assert not (short_path / "data").exists(), "nothing was made"
 
 
-async def test_a_directory_where_the_admin_socket_goes(short_path: Path) -> None:
-    (short_path / "data" / "admin.sock").mkdir(parents=True)
-    check(await up(short_path, GOOD), 1, "admin.sock")
+@pytest.mark.parametrize("is_directory", [True, False])
+async def test_something_else_where_the_admin_socket_goes(short_path: Path, is_directory: bool) -> None:
+    path = short_path / "data" / "admin.sock"
+    path.parent.mkdir()
+    path.mkdir() if is_directory else path.write_text("mine")
+    check(await up(short_path, GOOD), 1, "admin.sock", "no socket")
+    assert path.exists(), "somebody's file is left as it is"
 
 
 async def test_a_leftover_socket_of_a_killed_platform_is_no_obstacle(short_path: Path) -> None:

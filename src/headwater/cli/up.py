@@ -121,7 +121,8 @@ async def _serve(
     finally:
         stopping.set()
         await platform.stop(drain_timeout_s=settings.gateway.drain_timeout_s, hurry=hurry)
-        admin_socket.unlink(missing_ok=True)
+        if admin_socket.is_socket():  # what else may have that name is somebody's own
+            admin_socket.unlink()
 
 
 def _print_ledger_failure(failure: BaseException) -> None:

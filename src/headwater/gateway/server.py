@@ -89,12 +89,23 @@ def bind_tcp(host: str, port: int) -> socket.socket:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """A bound Unix socket that only its owner may use; a leftover of a dead process is replaced."""
-    path.unlink(missing_ok=True)
+    """A bound Unix socket that only its owner may use; a leftover of a dead process is replaced.
+
+    Raises OperatorError when something else than a socket is there, or the path is too long for one.
+    """
+    if path.is_socket():
+        path.unlink()
+    elif path.exists():
+        raise OperatorError(
+            f"The admin socket {path} can't be made.",
+            why="Something that is no socket has that name.",
+            now="Move it away, then start again.",
+        )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(path))
     except OSError as error:  # 108 bytes is all that a Unix socket's address has room for
+        listener.close()
         raise OperatorError(
             f"The admin socket {path} can't be made.",
             why=f"{error.strerror or error}.",
