@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import structlog
@@ -27,10 +27,10 @@ def configure_logging(settings: LogSettings) -> None:
     factory: Any
     if is_console:
         processors.append(structlog.dev.ConsoleRenderer(pad_event_to=0))
-        factory = structlog.PrintLoggerFactory(sys.stderr)
+        factory = structlog.PrintLoggerFactory(_lossy(sys.stderr))
     else:
         processors.append(structlog.processors.JSONRenderer(serializer=_to_json))
-        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        factory = structlog.BytesLoggerFactory(_lossy(sys.stderr.buffer))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -39,6 +39,34 @@ def configure_logging(settings: LogSettings) -> None:
     )
     # Libraries log to the standard logger; what they warn of is worth seeing, their routine isn't.
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)
+
+
+class _LossyStream:
+    """A stream that drops what can't be written.
+
+    A log on a full disk or behind a closed pipe must not fail requests, least of all those being told why they end.
+    """
+
+    def __init__(self, stream: IO[Any]) -> None:
+        self._stream = stream
+
+    def write(self, line: Any) -> int:
+        """Write, or drop; returns how much was taken."""
+        try:
+            return self._stream.write(line)
+        except OSError:
+            return 0
+
+    def flush(self) -> None:
+        """Hand on what was written; what can't be is tried again with the next line."""
+        try:
+            self._stream.flush()
+        except OSError:
+            return
+
+
+def _lossy(stream: IO[Any]) -> Any:
+    return _LossyStream(stream)
 
 
 def _to_json(fields: dict[str, Any], **_options: Any) -> bytes:

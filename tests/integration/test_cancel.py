@@ -16,6 +16,7 @@ from tests.rig.auditor import audit
 from tests.rig.clients import Client
 from tests.rig.platform import Platform, config, running_platform, until, upstream
 from tests.rig.processes import FakeEngineHandle, fake_engine
+from tests.rig.tail import TruthTail, marked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 DECODE, PREFILL = "m:tokens=5000,gap_ms=20", "m:prefill_ms=60000"
@@ -56,17 +57,26 @@ class Left:
     took_s: float
 
 
+async def decoding(engine: FakeEngineHandle, request_id: str) -> None:
+    """Wait until the engine has made a token for that attempt."""
+    async with asyncio.timeout(5.0):
+        while not any(slot.get("request_id") == request_id and slot["n_decoded"] for slot in await engine.slots()):
+            await asyncio.sleep(0)
+
+
 async def leave(
-    platform: Platform, engine: FakeEngineHandle, phase: Phase, *, stream: bool, how: How, number: int
+    platform: Platform, engine: FakeEngineHandle, tail: TruthTail, phase: Phase, *, stream: bool, how: How, number: int
 ) -> Left:
     """Ask, leave when the engine is in that phase, and return how long its work went on."""
     name = f"left-{phase}-{stream}-{how}-{number}"
-    body = chat_body(f"fake/{DECODE if phase == 'decode' else PREFILL}", stream=stream, user=name)
+    messages = marked(number)
+    body = chat_body(f"fake/{DECODE if phase == 'decode' else PREFILL}", stream=stream, messages=messages)
     async with await Client.chat(platform.base_url, body, api_key=platform.key, request_id=name) as client:
+        (request_id,) = await tail.wait_begun(messages)
         if stream and phase == "decode":
             await client.read_tokens(3)
-        else:
-            await asyncio.sleep(0.3)  # nothing tells a client that doesn't stream, or is in prefill, where it is
+        elif phase == "decode":
+            await decoding(engine, request_id)
         left_ns = time.monotonic_ns()
         client.leave(how)
         record = await platform.record_of(name)
@@ -87,13 +97,13 @@ async def test_the_engine_stops_within_a_second(engine: FakeEngineHandle, platfo
     phases: tuple[Phase, ...] = ("prefill", "decode")
     hows: tuple[How, ...] = ("fin", "rst", "half_close")
     kinds = list(itertools.product(phases, (True, False), hows, range(4)))
-    places = asyncio.Semaphore(12)
+    places, tail = asyncio.Semaphore(12), TruthTail(engine.truth_path)
 
-    async def one(phase: Phase, stream: bool, how: How, number: int) -> Left:
+    async def one(number: int, phase: Phase, stream: bool, how: How) -> Left:
         async with places:
-            return await leave(platform, engine, phase, stream=stream, how=how, number=number)
+            return await leave(platform, engine, tail, phase, stream=stream, how=how, number=number)
 
-    left = await asyncio.gather(*(one(*kind) for kind in kinds))
+    left = await asyncio.gather(*(one(number, *kind[:3]) for number, kind in enumerate(kinds)))
     for phase, stream in itertools.product(phases, (True, False)):
         times_ms = sorted(one.took_s * 1000 for one in left if (one.phase, one.stream) == (phase, stream))
         what = f"{phase}, {'streaming' if stream else 'whole'}"
@@ -167,7 +177,7 @@ async def test_leaving_three_choices_aborts_all_three(engine: FakeEngineHandle, 
     assert record["output"] == sum(row["output"] for row in rows) >= 9
 
 
-async def test_leavers_leave_nothing_behind(platform: Platform) -> None:
+async def test_leavers_leave_nothing_behind(engine: FakeEngineHandle, platform: Platform) -> None:
     await platform.idle()
     before = platform.fds_count()
     for number in range(20):

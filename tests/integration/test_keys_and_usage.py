@@ -172,9 +172,11 @@ async def test_usage_is_the_same_wherever_it_is_read(engine: FakeEngineHandle, p
         for record in records:
             name = _day(record[column]) if by == "day" else record[column]
             groups.setdefault(name, []).append(record)
-        assert {row[by].split(" ")[0] for row in rows} == groups.keys()
-        for row in rows:
-            assert _sums_shown(row) == _sums(groups[row[by].split(" ")[0]])
+        shown_groups = {row[by].rpartition("(")[2].rstrip(")"): row for row in rows}  # a key is `name (id)`
+        assert shown_groups.keys() == groups.keys()
+        assert len(shown_groups) == len(rows)
+        for name, row in shown_groups.items():
+            assert _sums_shown(row) == _sums(groups[name])
 
     for key, key_id in ((platform.key, platform.key_id), (other["key"], other["id"])):
         own = [record for record in records if record["key_id"] == key_id]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.integration.bodies import LOOKUP_TOOL, chat_body
+from tests.integration.bodies import LOOKUP_TOOL, MESSAGES, chat_body
 from tests.rig.auditor import Ack, audit
 from tests.rig.clients import Client, Received
 from tests.rig.platform import Platform, config, running_platform, upstream
 from tests.rig.processes import fake_engine
+from tests.rig.tail import TruthTail, marked
 
 REQUESTS_COUNT, CONCURRENCY = 1000, 50
 PLAIN = ["m:gap_ms=2", "m:reasoning=3,cached=4,gap_ms=1", "m:tool_call=2", "m:tokens=30,gap_ms=3", "m:batch=3"]
@@ -56,7 +57,8 @@ def plans(seed: int) -> list[Plan]:
         if kind < 0.1:
             leaves: Leaving = draw.choice(["fin", "rst", "stall"])
             # Whoever doesn't stream leaves during prefill: otherwise the answer may be out before they go.
-            body = chat_body(f"fake/{LONG if stream else SLOW_START}", stream=stream, **choices)
+            messages = {"messages": MESSAGES if stream else marked(number)}
+            body = chat_body(f"fake/{LONG if stream else SLOW_START}", stream=stream, **messages, **choices)
             made.append(Plan(name, body, leaves, draw.randint(1, 40) if stream else 0))
         elif kind < 0.2:
             made.append(Plan(name, chat_body(f"fake/{draw.choice(FAULTY)}", stream=stream, **choices)))
@@ -66,7 +68,7 @@ def plans(seed: int) -> list[Plan]:
     return made
 
 
-async def play(platform: Platform, plan: Plan) -> Received:
+async def play(platform: Platform, tail: TruthTail, plan: Plan) -> Received:
     """Send the request and behave as planned."""
     async with await Client.chat(
         platform.base_url, plan.body, api_key=platform.key, request_id=plan.name, receive_bytes_max=4096
@@ -76,17 +78,12 @@ async def play(platform: Platform, plan: Plan) -> Received:
         if plan.after_tokens:
             await client.read_tokens(plan.after_tokens)
         else:
-            await _has_reached_the_engine(platform)
+            await tail.wait_begun(plan.body["messages"])
         if plan.leaves == "stall":
             await asyncio.sleep(0.2)  # it has stopped reading; then the connection is closed with bytes unread
         else:
             client.leave(plan.leaves)
         return client.received
-
-
-async def _has_reached_the_engine(platform: Platform) -> None:
-    """A client may leave before the gateway has read its request; here each is to count, so it gives it time."""
-    await asyncio.sleep(0.5)
 
 
 async def test_a_thousand_mixed_requests_leave_exactly_a_thousand_right_records(short_path: Path) -> None:
@@ -97,11 +94,11 @@ async def test_a_thousand_mixed_requests_leave_exactly_a_thousand_right_records(
             gateway={"idle_timeout_s": 1.0, "first_byte_timeout_s": 5.0},
         )
         async with running_platform(text, short_path / "p") as platform:
-            places = asyncio.Semaphore(CONCURRENCY)
+            places, tail = asyncio.Semaphore(CONCURRENCY), TruthTail(engine.truth_path)
 
             async def one(plan: Plan) -> Received:
                 async with places:
-                    return await play(platform, plan)
+                    return await play(platform, tail, plan)
 
             todo = plans(seed=20261123)
             started_s = time.monotonic()

@@ -155,6 +155,8 @@ class Platform:
         self.key = ""
         self.key_id = ""
         self.base_url = ""
+        self.env: dict[str, str] = {}
+        """Added to the process's environment and to that of commands."""
         self._process: asyncio.subprocess.Process | None = None
         self._log_offset = 0
 
@@ -191,7 +193,7 @@ class Platform:
                 "--no-first-question",
                 *arguments,
                 cwd=self.directory,
-                env=environment(),
+                env=environment(self.env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -245,7 +247,9 @@ class Platform:
 
     async def cli(self, *arguments: str, check: bool = True) -> Ran:
         """Run a command with this platform's configuration file."""
-        return await headwater(*arguments, "--config", str(self.config_path), cwd=self.directory, check=check)
+        return await headwater(
+            *arguments, "--config", str(self.config_path), cwd=self.directory, env=self.env, check=check
+        )
 
     async def create_key(self, *arguments: str) -> dict[str, Any]:
         """Make a key through the CLI; `key` of the answer is the secret."""
@@ -355,11 +359,16 @@ class Platform:
 
 @asynccontextmanager
 async def running_platform(
-    config_text: str, directory: Path, *arguments: str, wrapper: Sequence[str] = ()
+    config_text: str,
+    directory: Path,
+    *arguments: str,
+    wrapper: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Platform]:
     """A started platform with one key, ready to be asked, until the block ends. directory: made if it isn't there."""
     directory.mkdir(parents=True, exist_ok=True)
     platform = Platform(directory, config_text)
+    platform.env = dict(env or {})
     made = await platform.create_key("--name", "test key")
     platform.key, platform.key_id = made["key"], made["id"]
     try:
