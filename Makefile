@@ -16,7 +16,7 @@ up: $(VENV)/.installed  ## start the platform here: model, API, first key, first
 
 test: $(VENV)/.developed apt models check  ## everything CI runs: format, lint, types, all tests with coverage
 	@rm -f .coverage .coverage.*
-	COVERAGE_CORE=sysmon $(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 check: $(VENV)/.developed  ## format, lint and types only

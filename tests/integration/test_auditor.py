@@ -119,6 +119,8 @@ DOCTORED = {
         "outcome",
     ),
     "a count that says it was reported": ("UPDATE usage_records SET usage_source = 'reported'", "sum"),
+    "a first token after the end": ("UPDATE usage_records SET ttft_ms = duration_ms + 1", "times"),
+    "a queue longer than the request": ("UPDATE usage_records SET queue_ms = duration_ms + 1", "times"),
     "an unknown key": ("UPDATE usage_records SET key_id = 'key_0'", "reference"),
     "another project": ("UPDATE usage_records SET project_id = 'prj_0'", "reference"),
 }

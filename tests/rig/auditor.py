@@ -125,6 +125,7 @@ def audit(database: Path, truth: Truth, *, acks: Iterable[Ack] = (), killed_at_n
         findings += _shape(record["request_id"], record)
         findings += _sums(record, by_request[record["request_id"]])
         findings += _outcome(record, by_request[record["request_id"]])
+        findings += _times(record)
         findings += _cost(record, prices, books.prices)
     return Audit(findings, _figures(books, truth, acks))
 
@@ -210,6 +211,16 @@ def _outcome(record: Row, attempts: Sequence[Row]) -> Iterator[Finding]:
             yield Finding("outcome", row["id"], f"is {row['outcome']} in a request that is {outcome}")
         if row["started_at_ms"] < record["received_at_ms"]:
             yield Finding("outcome", row["id"], "started before its request was received")
+
+
+def _times(record: Row) -> Iterator[Finding]:
+    """Queue and time to first token are parts of the whole; whoever was sent nothing has no first token."""
+    for name in ("queue_ms", "ttft_ms"):
+        if (record[name] or 0) > record["duration_ms"]:
+            took = f"{name} is {record[name]} of {record['duration_ms']} ms"
+            yield Finding("times", record["request_id"], took)
+    if record["ttft_ms"] is not None and not record["output"]:
+        yield Finding("times", record["request_id"], "a first token was sent; no output is recorded")
 
 
 def _cost(record: Row, prices: Mapping[str, Row], versions: Sequence[Row]) -> Iterator[Finding]:

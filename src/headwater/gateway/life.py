@@ -294,7 +294,7 @@ class Life:
             received_at_ms=received_ms,
             queue_ms=int(self._queue_s * 1000),
             ttft_ms=None if self._ttft_s is None else math.ceil(self._ttft_s * 1000),
-            duration_ms=int((clock.monotonic_s() - request.received_monotonic_s) * 1000),
+            duration_ms=math.ceil((clock.monotonic_s() - request.received_monotonic_s) * 1000),
         )
         return Settlement(record, rows)
 
