@@ -13,6 +13,9 @@ from tests.rig.clients import Client, call
 from tests.rig.platform import Platform, config, running_platform, until, upstream
 from tests.rig.processes import FakeEngineHandle, fake_engine
 
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
+"""A measurement of coverage would itself fail where nothing can be written, and say so at length."""
+
 FAST, ENDLESS, FLOOD = "m:tokens=3", "m:tokens=5000,gap_ms=20", "m:endless,big_chunk=3000000"
 
 
@@ -27,7 +30,7 @@ async def platform(engine: FakeEngineHandle, short_path: Path) -> AsyncIterator[
     text = config(
         upstreams=[upstream("fake", engine.base_url, [FAST, ENDLESS, FLOOD])], gateway={"write_stall_timeout_s": 2.0}
     )
-    async with running_platform(text, short_path / "p") as running:
+    async with running_platform(text, short_path / "p", env=UNMEASURED) as running:
         yield running
 
 

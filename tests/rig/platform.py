@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from tests.rig.clients import Received, ask, call
-from tests.rig.processes import ROOT
 
 if TYPE_CHECKING:
     import sqlite3 as sqlite
@@ -109,9 +108,13 @@ class Ran:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without any `HEADWATER_…` of its own, so that only the file and the arguments count."""
+    """This process's environment without any `HEADWATER_…` of its own, so that only the file and the arguments count.
+
+    extra: added; an empty value takes the variable out.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
-    return own | {"PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1", "COLUMNS": "200"} | dict(extra or {})
+    own |= {"PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1", "COLUMNS": "200"} | dict(extra or {})
+    return {name: value for name, value in own.items() if value}
 
 
 async def headwater(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, check: bool = True) -> Ran:

@@ -111,7 +111,6 @@ def test_without_a_running_platform_the_verbs_work_on_the_files(short_path: Path
 
 
 def test_a_running_platform_is_asked_and_its_files_are_left_alone(short_path: Path) -> None:
-    (short_path / SOCKET_NAME).touch()
     bind_unix(short_path / SOCKET_NAME).close()
     with Ownership(short_path):
         admin: Any = find_admin(settings(short_path))
