@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from tests.rig.clients import Received, ask, call
+from tests.rig.processes import ROOT
 
 if TYPE_CHECKING:
     import sqlite3 as sqlite
