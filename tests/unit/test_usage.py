@@ -49,10 +49,16 @@ def test_any_report_is_refused_or_keeps_its_own_sums(prompt: int, completion: in
 
 
 def test_branches_of_a_request_add_up_part_by_part() -> None:
-    one = Usage(uncached_input=1, cache_read=2, cache_write=3, output=4, reasoning=1)
-    other = Usage(uncached_input=10, cache_read=20, cache_write=30, output=40, reasoning=10)
-    assert one + other == Usage(uncached_input=11, cache_read=22, cache_write=33, output=44, reasoning=11)
+    one = Usage(uncached_input=1, cache_read=2, cache_write=3, cache_write_1h=2, output=4, reasoning=1)
+    other = Usage(uncached_input=10, cache_read=20, cache_write=30, cache_write_1h=20, output=40, reasoning=10)
+    assert one + other == Usage(
+        uncached_input=11, cache_read=22, cache_write=33, cache_write_1h=22, output=44, reasoning=11
+    )
     assert one + NO_USAGE == one
+
+
+def test_what_is_written_to_live_an_hour_is_a_part_of_what_is_written() -> None:
+    assert Usage(uncached_input=1, cache_read=2, cache_write=30, cache_write_1h=20).input == 33
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ class _Choice(msgspec.Struct):
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class _CompletionDetails(msgspec.Struct):
@@ -70,12 +71,14 @@ class _CompletionDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
 class _Timings(msgspec.Struct):
-    cache_n: int = 0
+    cache_n: int | None = None
     prompt_n: int = 0
     predicted_n: int = 0
 
@@ -108,15 +111,18 @@ _FINISH: dict[str, FinishReason] = {
 class OpenAIStreamDecoder:
     """One attempt's answer: bytes in, events out. Pure.
 
-    `is_done` turns true at `[DONE]`. `bad_lines_count` and `lying_reports_count` say what was passed over, for the log.
+    `is_done` turns true at `[DONE]`. `bad_lines_count` and `lying_reports_count` say what was passed over, for the log;
+    `lying_report` is the last event with a count nobody may believe, as it came, for the books.
     """
 
     def __init__(self) -> None:
         self._lines = SSEParser()
         self._has_started = False
+        self._timings_cached: int | None = None
         self.is_done = False
         self.bad_lines_count = 0
         self.lying_reports_count = 0
+        self.lying_report: bytes | None = None
 
     def feed(self, data: bytes) -> list[Event]:
         """Events completed by these bytes. A stream that is garbage ends in Failed; nothing is raised."""
@@ -141,7 +147,10 @@ class OpenAIStreamDecoder:
                     )
                     break
                 continue
+            lies_count = self.lying_reports_count
             self._chunk(chunk, events)
+            if self.lying_reports_count > lies_count:
+                self.lying_report = payload
         return events
 
     def _chunk(self, chunk: _Chunk, events: list[Event]) -> None:
@@ -178,10 +187,10 @@ class OpenAIStreamDecoder:
             events.append(Finished(_FINISH.get(choice.finish_reason, "stop")))
 
     def _timings(self, timings: _Timings, events: list[Event]) -> None:
+        cached = timings.cache_n or 0
+        self._timings_cached = timings.cache_n
         usage = reported(
-            prompt_tokens=timings.prompt_n + timings.cache_n,
-            completion_tokens=timings.predicted_n,
-            cached_tokens=timings.cache_n,
+            prompt_tokens=timings.prompt_n + cached, completion_tokens=timings.predicted_n, cached_tokens=cached
         )
         if usage is None:
             self.lying_reports_count += 1
@@ -190,11 +199,19 @@ class OpenAIStreamDecoder:
 
     def _usage(self, wire: _Usage, events: list[Event], *, is_final: bool) -> None:
         prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
+        cached = None if prompt is None else prompt.cached_tokens
+        if cached is None:  # DeepSeek has its own word; llama.cpp says it in its timings only
+            cached = wire.prompt_cache_hit_tokens if wire.prompt_cache_hit_tokens is not None else self._timings_cached
+        output = wire.completion_tokens or 0
+        reasoning = (completion.reasoning_tokens or 0) if completion is not None else 0
+        if reasoning and wire.total_tokens == wire.prompt_tokens + output + reasoning:
+            output += reasoning  # xAI counts reasoning beside the output, not in it; the total tells
         usage = reported(
             prompt_tokens=wire.prompt_tokens,
-            completion_tokens=wire.completion_tokens or 0,
-            cached_tokens=(prompt.cached_tokens or 0) if prompt is not None else 0,
-            reasoning_tokens=(completion.reasoning_tokens or 0) if completion is not None else 0,
+            completion_tokens=output,
+            cached_tokens=cached or 0,
+            cache_write_tokens=(prompt.cache_write_tokens or 0) if prompt is not None else 0,
+            reasoning_tokens=reasoning,
         )
         if usage is None:
             self.lying_reports_count += 1
