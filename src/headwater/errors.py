@@ -9,10 +9,13 @@
     │   ├── MethodNotAllowed              405                         method_not_allowed
     │   ├── UnsupportedMediaType          415                         unsupported_media_type
     │   ├── BodyTooLarge                  413                         request_too_large
-    │   └── NotFound                      404                         not_found
-    │       └── ModelNotFound             404                         model_not_found
+    │   ├── NotFound                      404                         not_found
+    │   │   └── ModelNotFound             404                         model_not_found
+    │   ├── IdempotencyKeyInUse           409                         idempotency_key_in_use        (Retry-After)
+    │   └── IdempotencyKeyReused          422                         idempotency_key_reused
     ├── AuthenticationFailed              401 authentication_error    invalid_api_key, or missing_, expired_, revoked_api_key
-    ├── PermissionDenied                  403 permission_error        model_not_allowed
+    ├── PermissionDenied                  403 permission_error        model_not_allowed, or model_unpriced
+    ├── InsufficientQuota                 429 insufficient_quota      insufficient_quota   (x-should-retry: false)
     ├── Overloaded                        503 server_error            overloaded           (Retry-After)
     ├── NoReplica                         503 server_error            no_replica           (Retry-After)
     ├── Draining                          503 server_error            shutting_down        (Retry-After)
@@ -33,6 +36,8 @@ class PlatformError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
+    should_retry: ClassVar[bool | None] = None
+    """Sent as `x-should-retry`, which the official SDKs obey; None leaves it to them."""
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class PlatformError(Exception):
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        """message: what was wrong, the limit, the value given; param: the request field; retry_after_s: sent as `Retry-After`."""
+        """message: what was wrong, the limit, the value given; param: the request field; retry_after_s: as `Retry-After`."""
         super().__init__(message)
         self.message = message
         self.param = param
@@ -111,6 +116,22 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class IdempotencyKeyInUse(InvalidRequest):
+    """A request with this idempotency key is being served; its answer will be there for the asking."""
+
+    status = 409
+    code = "idempotency_key_in_use"
+    should_retry = True
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """This idempotency key was used for another request body."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    should_retry = False
+
+
 class AuthenticationFailed(PlatformError):
     """No key, or one that doesn't open anything."""
 
@@ -125,6 +146,15 @@ class PermissionDenied(PlatformError):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+
+
+class InsufficientQuota(PlatformError):
+    """A budget or the prepaid credit can't pay for the request; asking again can't help before the reset."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
 
 
 class Overloaded(PlatformError):

@@ -17,6 +17,10 @@ PROJECT: Final = "prj_"
 KEY: Final = "key_"
 REPLICA: Final = "rep_"
 PRICE: Final = "prc_"
+EVENT: Final = "evt_"
+ADJUSTMENT: Final = "adj_"
+GRANT: Final = "grt_"
+BUDGET: Final = "bud_"
 
 
 def new_id(prefix: str) -> str:

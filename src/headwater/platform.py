@@ -16,15 +16,18 @@ import structlog
 from starlette.types import ASGIApp
 
 from headwater.admin.books import Books, open_books, publish_prices
-from headwater.admin.client import callable_names
-from headwater.admin.keys import KeyAdmin
-from headwater.admin.server import build_admin_app
+from headwater.admin.administration import Administration
+from headwater.admin.client import build_administration
+from headwater.admin.server import OnLoop, build_admin_app
 from headwater.catalogue.resolve import ResolvedModel
 from headwater.clock import Clock
 from headwater.controller.calibration import Calibration
 from headwater.controller.supervisor import DeploymentPlan, Supervisor
 from headwater.gateway.app import Gateway
+from headwater.gateway.live import LiveBooks
 from headwater.gateway.server import HttpServer
+from headwater.ledger import store
+from headwater.ledger.load_book import load_book
 from headwater.replica import ReplicaStatus
 from headwater.settings.model import DeploymentSettings, Settings
 
@@ -54,14 +57,26 @@ class Platform:
         self.ledger_failure: asyncio.Future[BaseException] = self._loop.create_future()
         """Resolves when the ledger failed: the process is then to end with a failure."""
 
-    def start_ledger(self) -> KeyAdmin:
-        """Open the books and the gateway on them; returns the admin of keys."""
+    def start_ledger(self) -> Administration:
+        """Open the books and the gateway on them, what an earlier process left unfinished resolved; returns their admin."""
         settings, clock = self._settings, self._clock
         self._books = books = open_books(settings.store.path, clock=clock, on_fatal=self._ledger_failed)
-        prices = publish_prices(books, settings.prices, currency=settings.billing.currency, clock=clock)
-        self.gateway = Gateway(settings, writer=books.writer, database=settings.store.path, prices=prices, clock=clock)
-        self.keys = KeyAdmin(books, clock=clock, model_names=callable_names(settings))
-        return self.keys
+        if books.recovered.posted_count or books.recovered.voided_count:
+            log.warning("requests_recovered", **books.recovered._asdict())
+        publish_prices(books, settings.prices, settings.costs, currency=settings.billing.currency, clock=clock)
+        book = books.read(lambda reader: load_book(reader, keys_count_max=settings.gateway.key_cache_count))
+        self.gateway = Gateway(
+            settings,
+            writer=books.writer,
+            database=settings.store.path,
+            book=book,
+            epoch=books.begin_epoch(clock=clock),
+            clock=clock,
+        )
+        self.gateway.cashier.prices.load(books.read(store.read_prices))
+        live = LiveBooks(self.gateway.authenticator, self.gateway.cashier)
+        self.administration = build_administration(settings, books, clock=clock, live=OnLoop(live, self._loop))
+        return self.administration
 
     async def start(self, listener: socket.socket, admin_listener: socket.socket) -> None:
         """Start engines and servers; returns when both sockets answer, engines may still be loading."""
@@ -76,7 +91,8 @@ class Platform:
             gateway=self.gateway,
         )
         self.supervisor.start()
-        admin = build_admin_app(self.keys, forget_key=self.gateway.authenticator.forget)
+        self._housekeeping = asyncio.ensure_future(self.gateway.cashier.keep_house())
+        admin = build_admin_app(self.administration)
         faces: list[tuple[ASGIApp, socket.socket]] = [(self.gateway.app, listener), (admin, admin_listener)]
         for app, bound in faces:
             server = HttpServer(app, bound)
@@ -101,6 +117,7 @@ class Platform:
         for server in self._servers:
             await server.stop()
         if hasattr(self, "supervisor"):
+            self._housekeeping.cancel()
             await self.supervisor.stop()
         await self.gateway.close()
         if self._books is not None:

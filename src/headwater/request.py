@@ -123,3 +123,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     received_at_s: float
     received_monotonic_s: float
     client_request_id: str | None = None
+    tags: tuple[str, ...] = ()
+    """The declared tags the caller named, whose budgets count too."""
+    service_tier: str = "standard"

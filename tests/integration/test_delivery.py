@@ -21,7 +21,7 @@ else:
     from pysqlite3 import dbapi2 as sqlite
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-STEPPING, PACED, FAST = "m:tokens=6,step", "m:tokens=40,gap_ms=10", "m:tokens=4"
+STEPPING, PACED, FAST, SLOW = "m:tokens=6,step", "m:tokens=40,gap_ms=10", "m:tokens=4", "m:tokens=4,gap_ms=150"
 REASONING, TOOLS = "m:tokens=3,reasoning=3,step", "m:tool_call=1"
 
 
@@ -33,7 +33,7 @@ async def engine() -> AsyncIterator[FakeEngineHandle]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform(engine: FakeEngineHandle, module_path: Path) -> AsyncIterator[Platform]:
-    text = config(upstreams=[upstream("fake", engine.base_url, [STEPPING, PACED, FAST, REASONING, TOOLS])])
+    text = config(upstreams=[upstream("fake", engine.base_url, [STEPPING, PACED, FAST, SLOW, REASONING, TOOLS])])
     async with running_platform(text, module_path / "p") as running:
         yield running
 
@@ -89,8 +89,9 @@ async def test_the_record_is_readable_when_the_finish_arrives(platform: Platform
 
 async def test_nothing_that_ends_a_stream_goes_out_before_the_commit(platform: Platform) -> None:
     async with AsyncExitStack() as lock:
-        await lock.enter_async_context(locked(platform.database))
-        async with await Client.chat(platform.base_url, chat_body(f"fake/{FAST}"), api_key=platform.key) as client:
+        async with await Client.chat(platform.base_url, chat_body(f"fake/{SLOW}"), api_key=platform.key) as client:
+            await client.read_tokens(1)  # its reservation is on the disk by now
+            await lock.enter_async_context(locked(platform.database))
             got = await client.read_tokens(4)
             with pytest.raises(TimeoutError):
                 await client.read_until(lambda got: got.content_count < len(got.events) - 1, timeout_s=1.0)
@@ -102,6 +103,18 @@ async def test_nothing_that_ends_a_stream_goes_out_before_the_commit(platform: P
         assert (got.finish_reason, got.is_done_seen, got.ended) == ("stop", True, "complete")
         assert min(event.arrived_ns for event in got.events[-2:]) >= unlocked_ns
         assert platform.find_record(got.headers["x-request-id"]) is not None
+
+
+async def test_a_stream_has_no_content_before_its_reservation_is_committed(platform: Platform) -> None:
+    async with AsyncExitStack() as lock:
+        await lock.enter_async_context(locked(platform.database))
+        async with await Client.chat(platform.base_url, chat_body(f"fake/{FAST}"), api_key=platform.key) as client:
+            with pytest.raises(TimeoutError):
+                await client.read_until(lambda got: bool(got.arrivals), timeout_s=1.0)
+            assert client.received.status is None
+            await lock.aclose()
+            got = await client.read_to_end(timeout_s=5.0)
+            assert (got.status, got.finish_reason) == (200, "stop")
 
 
 async def test_a_whole_answer_has_no_status_line_before_the_commit(platform: Platform) -> None:
@@ -118,11 +131,12 @@ async def test_a_whole_answer_has_no_status_line_before_the_commit(platform: Pla
 
 
 async def test_a_failed_stream_is_told_its_error_after_the_commit(engine: FakeEngineHandle, short_path: Path) -> None:
-    model = "m:tokens=4,cut_after=2"
+    model = "m:tokens=4,cut_after=2,gap_ms=150"
     text = config(upstreams=[upstream("fake", engine.base_url, [model])])
     async with running_platform(text, short_path / "p") as platform, AsyncExitStack() as lock:
-        await lock.enter_async_context(locked(platform.database))
         async with await Client.chat(platform.base_url, chat_body(f"fake/{model}"), api_key=platform.key) as client:
+            await client.read_tokens(1)
+            await lock.enter_async_context(locked(platform.database))
             await client.read_tokens(2)
             with pytest.raises(TimeoutError):
                 await client.read_until(lambda got: got.error is not None, timeout_s=0.5)
@@ -133,15 +147,14 @@ async def test_a_failed_stream_is_told_its_error_after_the_commit(engine: FakeEn
 
 
 async def test_a_client_that_leaves_after_the_engines_finish_is_still_ok(platform: Platform) -> None:
-    body = chat_body(f"fake/{FAST}")
-    async with (
-        locked(platform.database),
-        await Client.chat(platform.base_url, body, api_key=platform.key, request_id="left-late") as client,
-    ):
-        await client.read_tokens(4)
-        with pytest.raises(TimeoutError):  # the engine's finish is read by then, the settlement waits
-            await client.read_until(lambda got: got.finish_reason is not None, timeout_s=0.3)
-        client.leave("rst")
+    body = chat_body(f"fake/{SLOW}")
+    async with await Client.chat(platform.base_url, body, api_key=platform.key, request_id="left-late") as client:
+        await client.read_tokens(1)
+        async with locked(platform.database):
+            await client.read_tokens(4)
+            with pytest.raises(TimeoutError):  # the engine's finish is read by then, the settlement waits
+                await client.read_until(lambda got: got.finish_reason is not None, timeout_s=0.5)
+            client.leave("rst")
     record = await platform.record_of("left-late")
     assert (record["outcome"], record["output"]) == ("ok", 4)
 

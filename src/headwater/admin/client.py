@@ -1,23 +1,26 @@
 """How a CLI verb reaches the platform: through its socket while it runs, through its files while it doesn't."""
 
+import contextlib
 import http.client
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from headwater.admin.books import open_books
-from headwater.admin.keys import KeyAdmin
+from headwater.admin.administration import Administration, Live, Verb
+from headwater.admin.books import Books, open_books
 from headwater.admin.ownership import SOCKET_NAME, AlreadyOwned, Ownership
-from headwater.admin.wire import CreatedKeyView, CreateKey, KeyView, Problem, key_view
-from headwater.clock import SystemClock
+from headwater.admin.wire import Problem
+from headwater.clock import Clock, SystemClock
 from headwater.errors import OperatorError
+from headwater.ledger.store import PriceKind
 from headwater.settings.model import Settings
 
-T = TypeVar("T")
+W = TypeVar("W", bound=msgspec.Struct)
+A = TypeVar("A")
 CALL_TIMEOUT_S = 30.0
 LOCK_WAIT_S = 5.0
 """Another verb holds the lock for a moment; a platform that runs holds it for good, but answers on its socket."""
@@ -26,14 +29,8 @@ LOCK_WAIT_S = 5.0
 class Admin(Protocol):
     """The admin verbs, wherever they are carried out."""
 
-    def create_key(self, wish: CreateKey) -> CreatedKeyView:
-        """Make a key."""
-
-    def list_keys(self) -> list[KeyView]:
-        """Every key."""
-
-    def revoke_key(self, key_id: str) -> KeyView:
-        """Revoke a key, effective when this returns."""
+    def call(self, verb: Verb[W, A], wish: W) -> A:
+        """Do it; what it changes is in force when this returns. Raises OperatorError."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -53,22 +50,11 @@ class SocketAdmin:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def create_key(self, wish: CreateKey) -> CreatedKeyView:
+    def call(self, verb: Verb[W, A], wish: W) -> A:
         """See Admin."""
-        return self._call("POST", "/keys", CreatedKeyView, msgspec.json.encode(wish))
-
-    def list_keys(self) -> list[KeyView]:
-        """See Admin."""
-        return self._call("GET", "/keys", list[KeyView])
-
-    def revoke_key(self, key_id: str) -> KeyView:
-        """See Admin."""
-        return self._call("POST", f"/keys/{quote(key_id, safe='')}/revoke", KeyView)
-
-    def _call(self, method: str, path: str, answer: type[T], body: bytes | None = None) -> T:
         connection = _UnixConnection(self._path)
         try:
-            connection.request(method, path, body)
+            connection.request("POST", f"/call/{quote(verb.name)}", msgspec.json.encode(wish))
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -81,7 +67,7 @@ class SocketAdmin:
             connection.close()
         try:
             if response.status < 400:
-                return msgspec.json.decode(content, type=answer)
+                return msgspec.json.decode(content, type=verb.answer)
             problem = msgspec.json.decode(content, type=Problem)
         except msgspec.DecodeError as error:
             raise OperatorError(
@@ -98,44 +84,32 @@ class FileAdmin:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def create_key(self, wish: CreateKey) -> CreatedKeyView:
+    def call(self, verb: Verb[W, A], wish: W) -> A:
         """See Admin."""
-        with _OpenedKeys(self._settings) as keys:
-            made = keys.create(wish.name, allowed_models=wish.allowed_models, expires_in_s=wish.expires_in_s)
-            return CreatedKeyView(made.secret, key_view(made.row))
+        with self._opened() as administration:
+            return administration.perform(verb, wish)
 
-    def list_keys(self) -> list[KeyView]:
-        """See Admin."""
-        with _OpenedKeys(self._settings) as keys:
-            return [key_view(row) for row in keys.list()]
-
-    def revoke_key(self, key_id: str) -> KeyView:
-        """See Admin."""
-        with _OpenedKeys(self._settings) as keys:
-            return key_view(keys.revoke(key_id))
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Administration]:
+        clock = SystemClock()
+        with Ownership(self._settings.store.data_directory, wait_s=LOCK_WAIT_S):
+            books = open_books(self._settings.store.path, clock=clock, on_fatal=lambda _: None)
+            with contextlib.closing(books):
+                yield build_administration(self._settings, books, clock=clock)
 
 
-class _OpenedKeys:
-    """The books of a platform that isn't running, opened for one verb."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._ownership = Ownership(settings.store.data_directory, wait_s=LOCK_WAIT_S)
-
-    def __enter__(self) -> KeyAdmin:
-        self._ownership.__enter__()
-        try:
-            self._books = open_books(self._settings.store.path, clock=SystemClock(), on_fatal=lambda _: None)
-        except BaseException:
-            self._ownership.__exit__(None, None, None)
-            raise
-        return KeyAdmin(self._books, clock=SystemClock(), model_names=callable_names(self._settings))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._books.close()
-        self._ownership.__exit__(kind, error, trace)
+def build_administration(settings: Settings, books: Books, *, clock: Clock, live: Live | None = None) -> Administration:
+    """The administration of these books; live: the running platform, reached from any thread (`server.OnLoop`)."""
+    priced: list[tuple[PriceKind, str]] = [("price", price.model) for price in settings.prices]
+    priced += [("cost", cost.model) for cost in settings.costs]
+    return Administration(
+        books,
+        clock=clock,
+        model_names=callable_names(settings),
+        currency=settings.billing.currency,
+        priced_in_file=priced,
+        live=live,
+    )
 
 
 def find_admin(settings: Settings) -> Admin:

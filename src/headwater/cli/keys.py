@@ -1,46 +1,62 @@
-"""`headwater keys`: create, list and revoke API keys, whether the platform runs or not."""
+"""`headwater keys`: create, list, show, change and revoke API keys, whether the platform runs or not."""
 
-import re
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.cli.options import ConfigOption, JsonOption, SetOption, load_settings
-from headwater.cli.output import print_json, print_table
-from headwater.errors import OperatorError
+from headwater.cli.administering import (
+    Facts,
+    OrganizationOption,
+    ProjectOption,
+    iso,
+    parse_end,
+    perform,
+    show_all,
+    show_one,
+)
+from headwater.cli.options import ConfigOption, JsonOption, SetOption
+from headwater.cli.output import print_json
 
 if TYPE_CHECKING:
-    from headwater.admin.client import Admin
-    from headwater.admin.wire import KeyView
+    from headwater.admin.keys import KeyView
 
 app = typer.Typer(no_args_is_help=True, help="API keys: who may call, which models, until when.")
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY_ID", help="The key's id (key_…) or name, not the key.", show_default=False)
+]
 
 
 @app.command("create")
 def create_key(
     name: Annotated[str, typer.Option("--name", help="What the key is for; shown in lists.")] = "unnamed",
+    project: ProjectOption = None,
+    organization: OrganizationOption = None,
     models: Annotated[
         list[str] | None,
         typer.Option("--model", metavar="NAME", help="Limit the key to this model; repeatable.", show_default=False),
     ] = None,
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="SPAN", help="Expire after this long: 30m, 12h, 90d.", show_default=False),
+        typer.Option(
+            "--expires",
+            metavar="WHEN",
+            help="Expire after this long (30m, 12h, 90d) or at a date (UTC).",
+            show_default=False,
+        ),
     ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. It is shown this once; only its hash is kept."""
-    from headwater.admin.wire import CreateKey
+    from headwater.admin import keys as admin
 
-    wish = CreateKey(name, models or None, None if expires is None else parse_span_s(expires))
-    made = _admin(config, overrides).create_key(wish)
+    in_s, at_ms = parse_end(expires)
+    wish = admin.CreateKey(name, models or None, in_s, at_ms, project, organization)
+    made = perform(admin.CREATE, wish, config, overrides)
     if as_json:
         print_json({"key": made.key, **_facts(made.details)})
         return
@@ -52,76 +68,129 @@ def create_key(
 
 
 @app.command("list")
-def list_keys(config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show every key, revoked ones too: their usage still refers to them."""
-    keys = [_facts(view) for view in _admin(config, overrides).list_keys()]
-    if as_json:
-        print_json(keys)
-        return
-    rows = [
-        (
-            key["id"],
-            key["name"],
-            key["hint"],
-            key["state"],
-            ", ".join(key["allowed_models"]) if isinstance(key["allowed_models"], list) else "all",
-            key["created_at"],
-            key["expires_at"],
-        )
-        for key in keys
-    ]
-    print_table("", ["Id", "Name", "Begins with", "State", "Models", "Created", "Expires"], rows)
-
-
-@app.command("revoke")
-def revoke_key(
-    key_id: Annotated[
-        str, typer.Argument(metavar="KEY_ID", help="The key's id (key_…), not the key.", show_default=False)
-    ],
+def list_keys(
+    project: ProjectOption = None,
+    organization: OrganizationOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
+    """Show every key, revoked ones too: their usage still refers to them."""
+    from headwater.admin import keys as admin
+
+    views = perform(admin.LIST, admin.ListKeys(project, organization), config, overrides)
+    columns = {
+        "Id": "id",
+        "Name": "name",
+        "Begins with": "hint",
+        "State": "state",
+        "Organization": "organization",
+        "Project": "project",
+        "Models": "models",
+        "Created": "created_at",
+        "Expires": "expires_at",
+    }
+    show_all(
+        [_facts(view) | ({} if as_json else {"models": _models(view)}) for view in views], columns, as_json=as_json
+    )
+
+
+@app.command("show")
+def show_key(
+    key: KeyArgument, config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Show one key."""
+    from headwater.admin import keys as admin
+
+    show_one(_facts(perform(admin.SHOW, admin.ShowKey(key), config, overrides)), as_json=as_json)
+
+
+@app.command("update")
+def update_key(
+    key: KeyArgument,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Its new name.", show_default=False)
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="NAME", help="Limit the key to this model from now on; repeatable.", show_default=False
+        ),
+    ] = None,
+    has_all_models: Annotated[bool, typer.Option("--all-models", help="Limit the key to no model.")] = False,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            "--expires",
+            metavar="WHEN",
+            help="Expire after this long from now (90d), at a date (UTC), or never.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a key; what isn't given stays. Requests are held to it from the moment this returns."""
+    from msgspec import UNSET
+
+    from headwater.admin import keys as admin
+
+    if models and has_all_models:
+        raise typer.BadParameter("--model and --all-models contradict each other.")
+    in_s, at_ms = (None, None) if expires == "never" else parse_end(expires)
+    wish = admin.UpdateKey(
+        key,
+        name=UNSET if name is None else name,
+        allowed_models=None if has_all_models else models or UNSET,
+        expires_in_s=in_s,
+        expires_at_ms=at_ms if at_ms is not None or expires == "never" else UNSET,
+    )
+    show_one(_facts(perform(admin.UPDATE, wish, config, overrides)), as_json=as_json)
+
+
+@app.command("revoke")
+def revoke_key(
+    key: KeyArgument, config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
     """Revoke a key: it opens nothing from the moment this returns."""
-    view = _admin(config, overrides).revoke_key(key_id)
+    _revoke(key, config, overrides, as_json=as_json)
+
+
+@app.command("archive")
+def archive_key(
+    key: KeyArgument, config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """The same as `headwater keys revoke`."""
+    _revoke(key, config, overrides, as_json=as_json)
+
+
+def _revoke(key: str, config: Path | None, overrides: list[str] | None, *, as_json: bool) -> None:
+    from headwater.admin import keys as admin
+
+    view = perform(admin.REVOKE, admin.RevokeKey(key), config, overrides)
     if as_json:
         print_json(_facts(view))
     else:
         typer.echo(f"{view.id} ({view.name}) is revoked; requests with it get 401 from now on.")
 
 
-def parse_span_s(text: str) -> float:
-    """Seconds of a span such as 90d or 12h. Raises OperatorError."""
-    match = re.fullmatch(r"(\d{1,6})([smhdw])", text)
-    if match is None:
-        raise OperatorError(
-            f"{text!r} is not a span of time.", now="Write a number and a unit: 45s, 30m, 12h, 90d, 4w."
-        )
-    return int(match[1]) * _UNITS_S[match[2]]
+def _models(view: "KeyView") -> str:
+    return "all" if view.allowed_models is None else ", ".join(view.allowed_models)
 
 
-def _admin(config: Path | None, overrides: list[str] | None) -> "Admin":
-    from headwater.admin.client import find_admin
-
-    return find_admin(load_settings(config, overrides).settings)
-
-
-def _facts(view: "KeyView") -> dict[str, object]:
+def _facts(view: "KeyView") -> Facts:
     return {
         "id": view.id,
         "name": view.name,
         "hint": view.hint,
         "state": view.state(time.time() * 1000),
+        "organization": view.organization,
         "organization_id": view.organization_id,
+        "project": view.project,
         "project_id": view.project_id,
         "allowed_models": view.allowed_models,
-        "created_at": _iso(view.created_at_ms),
-        "expires_at": _iso(view.expires_at_ms),
-        "revoked_at": _iso(view.revoked_at_ms),
+        "created_at": iso(view.created_at_ms),
+        "expires_at": iso(view.expires_at_ms),
+        "revoked_at": iso(view.revoked_at_ms),
     }
-
-
-def _iso(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

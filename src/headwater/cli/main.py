@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from headwater import __version__
-from headwater.cli import config, doctor, keys, models, up, usage
+from headwater.cli import budgets, config, db, doctor, grants, keys, models, organizations, prices, projects, up, usage
 from headwater.cli.output import exit_code, print_error
 from headwater.errors import OperatorError
 
@@ -40,10 +40,16 @@ def root(
 
 
 app.command("up")(up.up)
+app.add_typer(organizations.app, name="organizations")
+app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
+app.add_typer(budgets.app, name="budgets")
+app.add_typer(grants.app, name="grants")
+app.add_typer(prices.app, name="prices")
 app.command("usage")(usage.usage)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
+app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)
 
 

@@ -142,6 +142,7 @@ async def _greet(platform: "Platform", settings: "Settings", console: "Console",
 
     A platform that has no key yet gets its first one, shown here and never again.
     """
+    from headwater.admin import keys
     from headwater.cli import welcome
     from headwater.replica import ReplicaState
 
@@ -160,9 +161,10 @@ async def _greet(platform: "Platform", settings: "Settings", console: "Console",
         console.print(f"[bold red]{status.deployment}: a replica failed[/]: ", end="")
         console.print(f"{status.reason}", markup=False)
     secret = None
-    if not await asyncio.to_thread(platform.keys.list):
-        made = await asyncio.to_thread(platform.keys.create, "first key", allowed_models=None, expires_in_s=None)
-        secret = made.secret
+    administration = platform.administration
+    if not await asyncio.to_thread(administration.perform, keys.LIST, keys.ListKeys()):
+        wish = keys.CreateKey(name="first key")
+        secret = (await asyncio.to_thread(administration.perform, keys.CREATE, wish)).key
     key = secret or os.environ.get(KEY_VARIABLE)
     base_url = platform.base_url
     model = welcome.first_model(settings)

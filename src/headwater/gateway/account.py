@@ -11,8 +11,10 @@ import msgspec
 from headwater.clock import Clock
 from headwater.dialects.openai_models import ModelObject, model_body, models_body
 from headwater.errors import InvalidRequest, UnsupportedField
+from headwater.gateway.cashier import Cashier
 from headwater.gateway.http import Answer, Scope
 from headwater.gateway.routing import ModelDirectory, Target
+from headwater.ledger.caps import Counter
 from headwater.ledger.store import ModelUsage, open_reader, read_key_usage
 from headwater.money import format_nanos
 from headwater.request import Principal
@@ -34,6 +36,16 @@ class _ModelUsageWire(msgspec.Struct):
     unpriced_requests_count: int
 
 
+class _BudgetWire(msgspec.Struct):
+    scope: str
+    period: str
+    limit: str
+    spent: str
+    held: str
+    remaining: str
+    resets_at: str | None
+
+
 class _UsageWire(msgspec.Struct):
     object: str
     key_id: str
@@ -43,13 +55,18 @@ class _UsageWire(msgspec.Struct):
     end: str
     requests_count: int
     cost: str
+    credit: str | None
+    budgets: list[_BudgetWire]
     data: list[_ModelUsageWire]
 
 
 class Account:
     """Handlers of the endpoints that need a key."""
 
-    def __init__(self, *, models: ModelDirectory, database: Path, currency: str, clock: Clock) -> None:
+    def __init__(
+        self, *, models: ModelDirectory, database: Path, cashier: Cashier, currency: str, clock: Clock
+    ) -> None:
+        self._cashier = cashier
         self._models = models
         self._database = database
         self._currency = currency
@@ -66,19 +83,22 @@ class Account:
         return Answer(model_body(_model_object(self._models.resolve(scope["path_params"]["model"], principal))))
 
     async def get_usage(self, scope: Scope, principal: Principal | None) -> Answer:
-        """Sums by model of this key's records in [start, end), by default the last 30 days."""
+        """Sums by model of this key's records in [start, end), by default the last 30 days, and what it may still spend."""
         assert principal is not None
         start, end = self._span(scope["query_string"])
         rows = await asyncio.to_thread(self._read, principal.key_id, start, end)
+        credit_nanos = self._cashier.credit_nanos(principal.organization_id)
         wire = _UsageWire(
             object="usage",
             key_id=principal.key_id,
             project_id=principal.project_id,
-            currency=self._currency,
+            currency=self._cashier.book.currency(principal.organization_id) or self._currency,
             start=start.isoformat(),
             end=end.isoformat(),
             requests_count=sum(row.requests_count for row in rows),
             cost=format_nanos(sum(row.cost_nanos for row in rows)),
+            credit=None if credit_nanos is None else format_nanos(credit_nanos),
+            budgets=[_budget_wire(counter) for counter in await self._cashier.caps_of(principal)],
             data=[_usage_wire(row) for row in rows],
         )
         return Answer(msgspec.json.encode(wire))
@@ -122,6 +142,19 @@ def _milliseconds(moment: datetime) -> int:
 def _model_object(target: Target) -> ModelObject:
     return ModelObject(
         id=target.name, created=target.created_at_s, owned_by=OWNER if target.is_own else target.name.partition("/")[0]
+    )
+
+
+def _budget_wire(counter: Counter) -> _BudgetWire:
+    terms, ends_ms = counter.terms, counter.period.ends_ms
+    return _BudgetWire(
+        scope=terms.scope,
+        period=counter.period.key,
+        limit=format_nanos(terms.limit_nanos),
+        spent=format_nanos(counter.spent_nanos),
+        held=format_nanos(counter.held_nanos),
+        remaining=format_nanos(counter.available_nanos),
+        resets_at=None if ends_ms is None else datetime.fromtimestamp(ends_ms / 1000, UTC).isoformat(),
     )
 
 

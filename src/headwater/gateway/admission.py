@@ -5,6 +5,8 @@ token is at least one byte, so a request whose bound fits surely fits; for one t
 count (about 3 ms) before anybody is refused.
 """
 
+from typing import NamedTuple
+
 import msgspec
 
 from headwater.errors import ContextLengthExceeded
@@ -44,21 +46,44 @@ def output_cap(chat: Chat, *, input_tokens: int, context_tokens: int | None, def
     return min(default_max, left) if stated is None else stated
 
 
-async def decide_output_cap(chat: Chat, target: Target, *, default_max: int) -> Chat:
+class Sized(NamedTuple):
+    """A payload whose output cap is decided, and the bound of its input that was used for it.
+
+    is_counted: the bound is the engine's own count, not one from bytes. is_stated: the cap is the caller's.
+    """
+
+    chat: Chat
+    input_tokens: int
+    is_counted: bool
+    is_stated: bool
+
+
+async def decide_output_cap(chat: Chat, target: Target, *, default_max: int) -> Sized:
     """The payload with its output cap decided; asks an own engine to count only when the cheap bound doesn't settle it.
 
     Raises ContextLengthExceeded, and what asking can raise: NoReplica, EngineFailed, TimedOut.
     """
     bound = input_tokens_bound(chat)
     context_tokens = target.context_tokens
+    is_stated = chat.output_tokens_max is not None
     wanted = default_max if chat.output_tokens_max is None else chat.output_tokens_max
     if context_tokens is None or bound + wanted <= context_tokens:
-        return with_output_cap(chat, wanted)
-    counted: int | None = None
-    if target.is_own:
-        member = await target.pool.any_member()
-        counted = await member.endpoint.count_input_tokens(chat)
+        return Sized(with_output_cap(chat, wanted), bound, is_counted=False, is_stated=is_stated)
+    counted = await count_input(chat, target)
     # Unknown and perhaps too long: bytes overshoot tokens several times, so the upstream has the last word.
     input_tokens = 0 if counted is None else counted
     cap = output_cap(chat, input_tokens=input_tokens, context_tokens=context_tokens, default_max=default_max)
-    return with_output_cap(chat, cap)
+    return Sized(
+        with_output_cap(chat, cap),
+        min(bound, context_tokens) if counted is None else counted,
+        is_counted=counted is not None,
+        is_stated=is_stated,
+    )
+
+
+async def count_input(chat: Chat, target: Target) -> int | None:
+    """The prompt's tokens as an engine of ours counts them; None for somebody else's model, or an engine that can't."""
+    if not target.is_own:
+        return None
+    member = await target.pool.any_member()
+    return await member.endpoint.count_input_tokens(chat)

@@ -1,7 +1,6 @@
 """All wiring of the gateway: settings and what it depends on in, one ASGI application out."""
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -13,18 +12,22 @@ from headwater.clock import Clock
 from headwater.errors import Draining, LedgerUnavailable
 from headwater.gateway.account import Account
 from headwater.gateway.auth import Authenticator
+from headwater.gateway.cashier import Cashier
 from headwater.gateway.chat import ChatCompletions
 from headwater.gateway.engines import Engine, ReplicaEngine, UpstreamEngine
 from headwater.gateway.health import Health
 from headwater.gateway.http import DirectRoute, Endpoint, internal_error, router_error
+from headwater.gateway.idempotency import Idempotency
 from headwater.gateway.life import LifeContext
+from headwater.gateway.notices import receiver_id
 from headwater.gateway.pool import Member, Pool
 from headwater.gateway.routing import ModelDirectory, Target, Timeouts
 from headwater.gateway.settle import Settler
 from headwater.gateway.stop import LiveRequests
 from headwater.gateway.telemetry import Telemetry
+from headwater.ledger.book import Book
+from headwater.ledger.price_list import PriceList
 from headwater.ledger.writer import LedgerWriter
-from headwater.money import Price
 from headwater.replica import ReplicaEndpoint, ReplicaStatus
 from headwater.settings.model import DeploymentSettings, GatewaySettings, Settings, UpstreamSettings
 
@@ -35,9 +38,9 @@ class Gateway:
     """The running gateway: its application, and what the platform tells it. Made and used on one event loop."""
 
     def __init__(
-        self, settings: Settings, *, writer: LedgerWriter, database: Path, prices: Mapping[str, Price], clock: Clock
+        self, settings: Settings, *, writer: LedgerWriter, database: Path, book: Book, epoch: int, clock: Clock
     ) -> None:
-        """prices: the current price of each model that has one."""
+        """book: what may be spent, as the log left it. epoch: the number of this start."""
         limits = settings.gateway
         self._limits = limits
         self._live = LiveRequests()
@@ -48,16 +51,29 @@ class Gateway:
             for name in (deployment.name for deployment in settings.deployments)
         }
         targets = {
-            **{d.name: self._own_target(d, prices, clock) for d in settings.deployments},
-            **{t.name: t for u in settings.upstreams for t in _upstream_targets(u, limits, prices, clock)},
+            **{d.name: self._own_target(d, clock) for d in settings.deployments},
+            **{t.name: t for u in settings.upstreams for t in _upstream_targets(u, limits, clock)},
         }
         self.models = ModelDirectory(targets)
         self.settler = Settler(writer)
         self.telemetry = Telemetry(writer)
         self.telemetry.watch(lambda: self.models, self._live)
         self.authenticator = Authenticator(database, cache_count=limits.key_cache_count, clock=clock)
+        self.cashier = Cashier(
+            book,
+            self.settler,
+            PriceList(),
+            database=database,
+            epoch=epoch,
+            currency=settings.billing.currency,
+            is_unpriced_refused=settings.billing.unpriced == "refuse",
+            receivers=[receiver_id(webhook.url) for webhook in settings.webhooks],
+            telemetry=self.telemetry,
+            clock=clock,
+        )
         context = LifeContext(
             clock=clock,
+            cashier=self.cashier,
             settler=self.settler,
             telemetry=self.telemetry,
             live=self._live,
@@ -66,12 +82,23 @@ class Gateway:
             is_draining=lambda: self._is_draining,
         )
         chat = ChatCompletions(
-            limits, models=self.models, authenticator=self.authenticator, context=context, clock=clock
+            limits,
+            models=self.models,
+            authenticator=self.authenticator,
+            context=context,
+            idempotency=Idempotency(database, settings.billing, clock=clock),
+            clock=clock,
         )
         health = Health(
             models=self.models, writer=writer, telemetry=self.telemetry, is_draining=lambda: self._is_draining
         )
-        account = Account(models=self.models, database=database, currency=settings.billing.currency, clock=clock)
+        account = Account(
+            models=self.models,
+            database=database,
+            cashier=self.cashier,
+            currency=settings.billing.currency,
+            clock=clock,
+        )
         self.router = self._build_router(chat, health, account)
         self.app = DirectRoute(self.router, method="POST", path="/v1/chat/completions", endpoint=chat)
 
@@ -100,7 +127,7 @@ class Gateway:
         app.router.redirect_slashes = False
         return app
 
-    def _own_target(self, deployment: DeploymentSettings, prices: Mapping[str, Price], clock: Clock) -> Target:
+    def _own_target(self, deployment: DeploymentSettings, clock: Clock) -> Target:
         limits = self._limits
         return Target(
             name=deployment.name,
@@ -109,7 +136,6 @@ class Gateway:
             timeouts=Timeouts(limits.first_byte_timeout_s, limits.idle_timeout_s, limits.total_timeout_s),
             context_tokens=deployment.context_tokens,
             is_own=True,
-            price=prices.get(deployment.name),
             created_at_s=int(clock.now_s()),
         )
 
@@ -167,9 +193,7 @@ class Gateway:
         task.add_done_callback(self._closing.discard)
 
 
-def _upstream_targets(
-    upstream: UpstreamSettings, limits: GatewaySettings, prices: Mapping[str, Price], clock: Clock
-) -> list[Target]:
+def _upstream_targets(upstream: UpstreamSettings, limits: GatewaySettings, clock: Clock) -> list[Target]:
     """One target for each model of an upstream; they share its places and its queue."""
     timeouts = Timeouts(
         upstream.first_byte_timeout_s or limits.first_byte_timeout_s,
@@ -197,7 +221,6 @@ def _upstream_targets(
             timeouts=timeouts,
             context_tokens=upstream.context_tokens,
             is_own=False,
-            price=prices.get(f"{upstream.name}/{model}"),
             created_at_s=int(clock.now_s()),
         )
         for model in upstream.models

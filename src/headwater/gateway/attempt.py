@@ -6,7 +6,8 @@ token and the prompt is estimated from its bytes. An attempt that produced nothi
 
 from headwater.events import Event, Finished, FinishReason, Reasoning, Text, ToolCallDelta, UsageReport
 from headwater.ids import ATTEMPT, new_id
-from headwater.ledger.rows import AttemptRow
+from headwater.ledger.rows import AttemptRow, Mark
+from headwater.money import Price, Units, cost_nanos
 from headwater.request import Chat
 from headwater.usage import NO_USAGE, Outcome, Usage, UsageSource
 
@@ -15,6 +16,9 @@ BYTES_PER_TOKEN_ESTIMATED = 4
 
 RUNAWAY_FACTOR, RUNAWAY_SLACK = 2, 1024
 """An event may be less than a token, so the cap is not an exact bound on events; twice of it and a little is."""
+
+REPORT_BYTES_MAX = 4096
+"""Of a report that nobody may believe so much is kept."""
 
 _REPORTED: UsageSource = "reported"
 _COUNTED: UsageSource = "counted"
@@ -35,6 +39,7 @@ class Attempt:
         self.finish_reason: FinishReason | None = None
         self.error_code: str | None = None
         self.has_started = False
+        self.lying_report: bytes | None = None
         self._chat = chat
         self._counted = 0
         self._counted_reasoning = 0
@@ -53,6 +58,11 @@ class Attempt:
             self._report = event
         elif isinstance(event, Finished):
             self.finish_reason = event.reason
+
+    @property
+    def counted(self) -> int:
+        """Events with content so far."""
+        return self._counted
 
     @property
     def is_finished(self) -> bool:
@@ -74,6 +84,8 @@ class Attempt:
             usage = Usage(
                 uncached_input=report.usage.uncached_input,
                 cache_read=report.usage.cache_read,
+                cache_write=report.usage.cache_write,
+                cache_write_1h=report.usage.cache_write_1h,
                 output=self._counted,
                 reasoning=self._counted_reasoning,
             )
@@ -86,8 +98,24 @@ class Attempt:
             return NO_USAGE, _COUNTED
         return usage, source
 
-    def row(self, request_id: str, outcome: Outcome) -> AttemptRow:
-        """The attempt's row; outcome is the request's, unless this attempt itself finished."""
+    def mark(self) -> Mark:
+        """How far it has come, for the books."""
+        usage, source = self.usage()
+        return Mark(
+            id=self.id,
+            choice=self.choice,
+            target=self.target,
+            replica_id=self.replica_id,
+            usage_source=source,
+            usage=usage,
+            started_at_ms=int(self.started_at_s * 1000),
+        )
+
+    def row(self, request_id: str, outcome: Outcome, cost: Price | None = None) -> AttemptRow:
+        """The attempt's row; outcome is the request's, unless this attempt itself finished.
+
+        cost: what the upstream takes, None when that is unknown or the engine is ours.
+        """
         usage, source = self.usage()
         return AttemptRow(
             id=self.id,
@@ -101,4 +129,11 @@ class Attempt:
             usage=usage,
             started_at_ms=int(self.started_at_s * 1000),
             duration_ms=int(self.duration_s * 1000),
+            cost_id=None if cost is None else cost.id,
+            cost_nanos=None if cost is None else _upstream_cost(usage, cost),
+            report=None if self.lying_report is None else self.lying_report[:REPORT_BYTES_MAX].decode(errors="replace"),
         )
+
+
+def _upstream_cost(usage: Usage, cost: Price) -> int:
+    return 0 if usage == NO_USAGE else cost_nanos(usage, cost, units=Units(requests=1))

@@ -8,20 +8,23 @@ import structlog
 from headwater.clock import Clock
 from headwater.dialects import openai_chat
 from headwater.dialects.openai_chat_answer import AnswerCollector, AnswerHead, StreamWriter
-from headwater.errors import PlatformError
+from headwater.errors import InvalidRequest, PlatformError
 from headwater.gateway.auth import Authenticator
 from headwater.gateway.body import ClientLeft, Receive, read_body
 from headwater.gateway.deadline import Deadline
-from headwater.gateway.headers import read_headers, require_json
+from headwater.gateway.headers import TAGS_HEADER, read_headers, read_tags, require_json
 from headwater.gateway.http import Scope
+from headwater.gateway.idempotency import Idempotency, Replay, Ticket
 from headwater.gateway.life import Life, LifeContext
 from headwater.gateway.routing import ModelDirectory
-from headwater.gateway.sinks import HeaderList, Send, StreamSink, WholeSink, send_error
+from headwater.gateway.sinks import HeaderList, Send, StreamSink, WholeSink, send_body, send_error
 from headwater.ids import REQUEST, new_id
-from headwater.request import Request
+from headwater.request import Principal, Request
 from headwater.settings.model import GatewaySettings
 
 log = structlog.get_logger()
+
+ROUTE = "/v1/chat/completions"
 
 
 class ChatCompletions:
@@ -34,8 +37,10 @@ class ChatCompletions:
         models: ModelDirectory,
         authenticator: Authenticator,
         context: LifeContext,
+        idempotency: Idempotency,
         clock: Clock,
     ) -> None:
+        self._idempotency = idempotency
         self._settings = settings
         self._models = models
         self._authenticator = authenticator
@@ -48,6 +53,7 @@ class ChatCompletions:
         request_id = new_id(REQUEST)
         answer_headers: HeaderList = [(b"x-request-id", request_id.encode())]
         settings = self._settings
+        ticket: Ticket | None = None
         try:
             headers = read_headers(scope)
             require_json(headers)
@@ -56,7 +62,21 @@ class ChatCompletions:
                 receive, headers, bytes_max=settings.body_bytes_max, timeout_s=settings.idle_timeout_s
             )
             parsed = openai_chat.parse(body, settings)
+            tags = self._declared_tags(read_tags(headers), principal)
             target = self._models.resolve(parsed.model, principal)
+            if headers.idempotency_key is not None:
+                begun = await self._idempotency.begin(
+                    headers.idempotency_key,
+                    route=ROUTE,
+                    principal=principal,
+                    body=body,
+                    request_id=request_id,
+                    is_stream=parsed.is_stream,
+                )
+                if isinstance(begun, Replay):
+                    await self._replay(begun, send, answer_headers)
+                    return
+                ticket = begun
         except ClientLeft:
             return
         except PlatformError as error:
@@ -82,11 +102,17 @@ class ChatCompletions:
             received_at_s=received_s,
             received_monotonic_s=received_monotonic_s,
             client_request_id=headers.client_request_id,
+            tags=tags,
         )
-        life = Life(request, target, self._context)
+        life = Life(request, target, self._context, keep=None if ticket is None else ticket.keep)
         head = AnswerHead(f"chatcmpl-{request_id[len(REQUEST) :]}", int(received_s), parsed.model)
         if not parsed.is_stream:
-            await life.run(receive, WholeSink(send, AnswerCollector(head, parsed.chat.choices_count), answer_headers))
+            collector = AnswerCollector(head, parsed.chat.choices_count)
+            try:
+                await life.run(receive, WholeSink(send, collector, answer_headers))
+            finally:
+                if ticket is not None:
+                    self._idempotency.release(ticket)
             return
         # A client that reads nothing for so long has left: its connection is cut, which the life notices as such.
         stall = Deadline(asyncio.get_running_loop(), settings.write_stall_timeout_s, _abort(scope))
@@ -98,6 +124,23 @@ class ChatCompletions:
             )
         finally:
             stall.close()
+
+    def _declared_tags(self, tags: tuple[str, ...], principal: Principal) -> tuple[str, ...]:
+        """The tags, if each has a budget in the caller's organization: a mistyped one would escape its cap."""
+        for tag in tags:
+            if not self._context.cashier.book.declares(principal.organization_id, tag):
+                raise InvalidRequest(
+                    f"{TAGS_HEADER}: the tag {tag!r} is not declared in this organization; a budget for it declares it.",
+                    param=TAGS_HEADER,
+                )
+        return tags
+
+    async def _replay(self, replay: Replay, send: Send, headers: HeaderList) -> None:
+        """Give an answer again: nothing runs, nothing is charged."""
+        self._context.telemetry.replays.inc()
+        log.info("request_replayed", request_id=replay.request_id)
+        again = [(b"idempotent-replayed", b"true"), (b"x-headwater-original-request-id", replay.request_id.encode())]
+        await send_body(send, 200, replay.body, [*headers, *again])
 
 
 def _abort(scope: Scope) -> Any:

@@ -1,13 +1,17 @@
 """Step 1: what we read of a request's headers, and what we send with every answer."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from headwater.errors import UnsupportedMediaType
+from headwater.errors import InvalidRequest, UnsupportedMediaType
 
 REQUEST_ID_CHARACTERS_MAX = 128
+TAGS_HEADER = "x-headwater-tags"
+TAGS_COUNT_MAX = 8
+TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class Headers(msgspec.Struct, frozen=True):
@@ -19,6 +23,8 @@ class Headers(msgspec.Struct, frozen=True):
     content_encoding: str | None = None
     content_length: int | None = None
     client_request_id: str | None = None
+    idempotency_key: str | None = None
+    tags: str | None = None
 
 
 _FIELDS = {
@@ -28,6 +34,8 @@ _FIELDS = {
     b"content-encoding": "content_encoding",
     b"content-length": "content_length",
     b"x-request-id": "client_request_id",
+    b"idempotency-key": "idempotency_key",
+    b"x-headwater-tags": "tags",
 }
 
 
@@ -45,6 +53,24 @@ def read_headers(scope: Mapping[str, Any]) -> Headers:
         text = found["client_request_id"][:REQUEST_ID_CHARACTERS_MAX]
         found["client_request_id"] = text if text.isprintable() else None
     return Headers(**found)
+
+
+def read_tags(headers: Headers) -> tuple[str, ...]:
+    """The tags a caller names, separated by commas or spaces, each once. Raises InvalidRequest for what can't be one."""
+    if headers.tags is None:
+        return ()
+    tags = tuple(dict.fromkeys(headers.tags.replace(",", " ").split()))
+    if len(tags) > TAGS_COUNT_MAX:
+        raise InvalidRequest(
+            f"{TAGS_HEADER} names {len(tags)} tags; at most {TAGS_COUNT_MAX} may be.", param=TAGS_HEADER
+        )
+    for tag in tags:
+        if not TAG.fullmatch(tag):
+            raise InvalidRequest(
+                f"{TAGS_HEADER}: {tag[:100]!r} is no tag; a tag has 1 to 64 letters, digits, `.`, `_`, `:` or `-`.",
+                param=TAGS_HEADER,
+            )
+    return tags
 
 
 def require_json(headers: Headers) -> None:

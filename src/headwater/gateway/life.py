@@ -20,18 +20,21 @@ from headwater.errors import Draining, EngineFailed, LedgerUnavailable, Overload
 from headwater.events import Event, Failed
 from headwater.gateway.admission import decide_output_cap
 from headwater.gateway.attempt import Attempt
+from headwater.gateway.cashier import Cashier, Reservation
 from headwater.gateway.deadline import Deadline
 from headwater.gateway.engines import Engine
 from headwater.gateway.http_client import ConnectionBroken, Response
 from headwater.gateway.pool import Lease
 from headwater.gateway.routing import Target
-from headwater.gateway.settle import Settler, charge_nanos
+from headwater.gateway.settle import Settler
 from headwater.gateway.sinks import Sink
 from headwater.gateway.slots import prefix_chain
 from headwater.gateway.stop import LiveRequests, Stop, Stopped, watch_disconnect
 from headwater.gateway.telemetry import Telemetry
 from headwater.ids import new_id
-from headwater.ledger.rows import Settlement, UsageRow
+from headwater.ledger.charge import is_void, request_cost_nanos
+from headwater.ledger.rows import Settlement, StoredAnswer, UsageRow
+from headwater.money import Price
 from headwater.request import Chat, Request
 from headwater.usage import NO_USAGE, Outcome, weakest
 
@@ -39,18 +42,25 @@ log = structlog.get_logger()
 
 TAIL_TIMEOUT_S = 5.0
 """After the engine's terminal event only its closing usage may still come; it is not waited for longer than this."""
+MARK_S, MARK_TOKENS = 1.0, 256
+"""A stream under way is marked in the books this often, whichever comes first: a crash loses no more than that."""
 
 
 class LifeContext(NamedTuple):
     """What every life needs of the gateway. live: the stop buttons of all requests being served."""
 
     clock: Clock
+    cashier: Cashier
     settler: Settler
     telemetry: Telemetry
     live: LiveRequests
     concurrent_max: int
     output_default_max: int
     is_draining: Callable[[], bool]
+
+
+Keep = Callable[[bytes, int], StoredAnswer | None]
+"""Given the answer's body and the time in ms: the row that keeps it for its idempotency key, None when it isn't kept."""
 
 
 class Ending(NamedTuple):
@@ -63,8 +73,11 @@ class Ending(NamedTuple):
 class Life:
     """One request, admitted to settled."""
 
-    def __init__(self, request: Request, target: Target, context: LifeContext) -> None:
+    def __init__(self, request: Request, target: Target, context: LifeContext, *, keep: Keep | None = None) -> None:
+        """keep: of a request with an idempotency key; asked only for an answer that is ok."""
         self.request = request
+        self._keep = keep
+        self._reservation: Reservation | None = None
         self._target = target
         self._context = context
         self._stop = Stop()
@@ -124,7 +137,14 @@ class Life:
                 retry_after_s=target.pool.place_expected_s(),
             )
         target.pool.check(request.payload.choices_count)
-        chat = await decide_output_cap(request.payload, target, default_max=context.output_default_max)
+        sized = await decide_output_cap(request.payload, target, default_max=context.output_default_max)
+        wanted = sized.chat.output_tokens_max
+        sized, self._reservation = await context.cashier.reserve(request, target, sized)
+        chat = sized.chat
+        if chat.output_tokens_max != wanted:
+            sink.headers.append((b"x-headwater-output-cap", b"%d; reason=budget" % (chat.output_tokens_max or 0)))
+        if request.is_stream:
+            sink.headers += context.cashier.remaining_headers(request)
         prefix = prefix_chain(chat) if target.is_own else ()
         if chat.choices_count == 1:
             await self._attempt(0, chat, prefix, sink)
@@ -205,6 +225,7 @@ class Life:
             silence.close()
             if response is not None:
                 response.close()
+            attempt.lying_report = decoder.lying_report
             if decoder.bad_lines_count or decoder.lying_reports_count:
                 self._context.telemetry.bad_lines.inc(decoder.bad_lines_count)
                 log.warning(
@@ -230,12 +251,29 @@ class Life:
             self._stop.disarm()  # the outcome is fixed: a client that leaves from here on is still `ok`
         if repair is not None:
             events = [out for event in events for out in repair.feed(event)]
+        if self.request.is_stream:
+            reservation = self._reservation
+            assert reservation is not None, "a request is admitted before it is answered"
+            if not reservation.is_durable and reservation.durable is not None:  # on the disk before any content
+                await asyncio.shield(reservation.durable)
+                reservation.is_durable = True
+            self._mark_if_due(reservation)
         had_content = sink.has_content
         await sink.take(attempt.choice, events)
         if sink.has_content and not had_content:
             self._ttft_s = self._context.clock.monotonic_s() - self.request.received_monotonic_s
         if failure is not None:
             raise failure
+
+    def _mark_if_due(self, reservation: Reservation) -> None:
+        """Write how far a stream has come, every so often after its first content."""
+        now_s = self._context.clock.monotonic_s()
+        counted = sum([attempt.counted for attempt in self._attempts])
+        if not reservation.marked_s:
+            reservation.marked_s = now_s
+        elif now_s >= reservation.marked_s + MARK_S or counted >= reservation.marked_tokens + MARK_TOKENS:
+            reservation.marked_s, reservation.marked_tokens = now_s, counted
+            self._context.cashier.mark(reservation, self._attempts)
 
     def _repair(self, chat: Chat) -> ToolCallRepair | None:
         """Our own engines' small models write tool calls as text; an upstream's parser is its own business."""
@@ -249,32 +287,56 @@ class Life:
 
     async def _conclude(self, ending: Ending, sink: Sink) -> None:
         """Settle what was used, then write the end of the answer."""
-        error = ending.error
-        if error is None or error.status != 400 or self._attempts:
-            settlement = self._settlement(ending)
-            settled = self._context.settler.settle(settlement)
+        context, error = self._context, ending.error
+        settlement: Settlement | None = None
+        if error is None or self._leaves_record(error):
+            settlement = self._settlement(ending, sink)
+            settled = context.settler.settle(settlement)
             try:
                 if ending.outcome != "rejected":
                     await asyncio.shield(settled)
-                self._context.telemetry.settled(settlement)
+                context.telemetry.settled(settlement)
             except LedgerUnavailable as unavailable:
                 error = unavailable
         else:
-            settlement = None
-            self._context.telemetry.refused(error.code)
+            context.telemetry.refused(error.code)
         if ending.outcome == "client_gone":
             return
+        if not self.request.is_stream:
+            sink.headers += context.cashier.remaining_headers(self.request)
         if error is not None:
             await sink.fail(error)
         elif settlement is not None:
             await sink.finish(settlement.record.usage)
 
-    def _settlement(self, ending: Ending) -> Settlement:
-        request, clock, target = self.request, self._context.clock, self._target
-        rows = tuple(attempt.row(request.id, ending.outcome) for attempt in self._attempts)
+    def _leaves_record(self, error: PlatformError) -> bool:
+        """Whether a request that ended so has a usage record: once anything was held it has; else some refusals do."""
+        if self._reservation is not None or self._attempts:
+            return True
+        if error.status == 429:
+            return self._context.cashier.should_record_refusal(self.request.principal)
+        return error.status != 400
+
+    def _settlement(self, ending: Ending, sink: Sink | None = None) -> Settlement:
+        """What the books are to have of this request; its money is settled in memory by this. Call once."""
+        request, context, reservation = self.request, self._context, self._reservation
+        rows = tuple(attempt.row(request.id, ending.outcome, self._cost()) for attempt in self._attempts)
         usage = sum((row.usage for row in rows), NO_USAGE)
-        received_ms = int(request.received_at_s * 1000)
-        cost_nanos = charge_nanos(usage, target.price, outcome=ending.outcome, is_stream=request.is_stream)
+        price = None if reservation is None else reservation.price
+        cost_nanos = request_cost_nanos(
+            [row.usage for row in rows],
+            price,
+            outcome=ending.outcome,
+            is_stream=request.is_stream,
+            service_tier=request.service_tier,
+        )
+        was_void = not rows or is_void(ending.outcome, is_stream=request.is_stream)
+        closed = context.cashier.close(reservation, cost_nanos, is_void=was_void)
+        flags = [*closed.flags]
+        if reservation is not None and price is None:
+            flags.append("unpriced")
+        if any(row.report is not None for row in rows):
+            flags.append("lying_report")
         record = UsageRow(
             request_id=request.id,
             client_request_id=request.client_request_id,
@@ -289,14 +351,39 @@ class Life:
             error_code=None if ending.error is None else ending.error.code,
             usage_source=weakest([row.usage_source for row in rows]),
             usage=usage,
-            price_id=None if target.price is None else target.price.id,
-            cost_nanos=cost_nanos,
-            received_at_ms=received_ms,
+            price_id=None if price is None else price.id,
+            cost_nanos=None if price is None else closed.charge_nanos,
+            received_at_ms=int(request.received_at_s * 1000),
             queue_ms=int(self._queue_s * 1000),
             ttft_ms=None if self._ttft_s is None else math.ceil(self._ttft_s * 1000),
-            duration_ms=math.ceil((clock.monotonic_s() - request.received_monotonic_s) * 1000),
+            duration_ms=math.ceil((context.clock.monotonic_s() - request.received_monotonic_s) * 1000),
+            service_tier=request.service_tier,
+            tags=" ".join(request.tags) or None,
+            flags=" ".join(flags),
         )
-        return Settlement(record, rows)
+        answer = None
+        if self._keep is not None and sink is not None and ending.outcome == "ok":
+            answer = self._keep(sink.render(usage), int(context.clock.now_s() * 1000))
+        return Settlement(
+            record,
+            rows,
+            reservation=None if reservation is None else reservation.row,
+            resolution=closed.resolution,
+            transfers=closed.transfers,
+            lots=closed.lots,
+            budgets=closed.budgets,
+            has_marks=reservation is not None and reservation.has_marks,
+            answer=answer,
+            notices=closed.notices,
+        )
+
+    def _cost(self) -> Price | None:
+        """What the upstream takes for the model; our own engines take nothing."""
+        if self._target.is_own:
+            return None
+        return self._context.cashier.prices.current(
+            self._target.name, int(self.request.received_at_s * 1000), kind="cost"
+        )
 
     def _out_of_time(self) -> None:
         self._stop.press("timeout", TimedOut("The request ran into its total time-out."))

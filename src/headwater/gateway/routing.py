@@ -6,7 +6,6 @@ from typing import NamedTuple
 from headwater.errors import ModelNotFound, PermissionDenied
 from headwater.gateway.engines import Engine
 from headwater.gateway.pool import Pool
-from headwater.money import Price
 from headwater.request import Principal
 
 
@@ -23,7 +22,7 @@ class Target(NamedTuple):
 
     engine_model: its name at the engine. pool: shared by all models of one upstream.
     context_tokens: None when we don't know (somebody else's model). is_own: a deployment of ours, whose engine can
-    count tokens, whose tool calls we enforce and repair. price: None means unknown; its use is recorded and flagged.
+    count tokens, whose tool calls we enforce and repair.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Target(NamedTuple):
     timeouts: Timeouts
     context_tokens: int | None
     is_own: bool
-    price: Price | None
     created_at_s: int
 
 

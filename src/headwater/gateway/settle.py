@@ -1,102 +1,166 @@
-"""Step 11: the request's record becomes durable, once, whatever happens to the request's own task meanwhile."""
+"""Step 11: what the request leaves in the books becomes durable, once, whatever happens to its own task meanwhile.
+
+Everything that is written goes through one queue in the order it was decided: reservations, marks, settlements. So if a
+reservation is on the disk, everything that had made room for it is there too.
+"""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 
 from headwater.errors import LedgerUnavailable
-from headwater.ledger.rows import Settlement
-from headwater.ledger.store import IntegrityError, Write, settlement_writes
+from headwater.ledger.batch import Batch
+from headwater.ledger.book import Settled
+from headwater.ledger.rows import Delta, MarkRow, ReservationRow, ResolutionRow, Settlement, TransferRow
+from headwater.ledger.store import IntegrityError
 from headwater.ledger.writer import LedgerWriter
-from headwater.money import Price, cost_nanos
-from headwater.usage import Outcome, Usage
 
 log = structlog.get_logger()
 
+LAZY_S = 0.25
+"""A reservation that nobody waits for goes with the next submission, or alone after this time."""
 
-def charge_nanos(usage: Usage, price: Price | None, *, outcome: Outcome, is_stream: bool) -> int | None:
-    """What a request costs its caller; None when no price is known. Pure.
 
-    A caller who doesn't stream and whom we had to refuse the answer (the engine failed, the time ran out) received
-    nothing and pays nothing; the tokens stay on the record. One who left pays for what was made until then.
-    """
-    if price is None:
-        return None
-    if not is_stream and outcome in ("upstream_error", "timeout", "rejected"):
-        return 0
-    return cost_nanos(usage, price)
+class _Item(NamedTuple):
+    """One thing to be written: `add(batch, *what)`. done: None when nobody waits for it."""
+
+    add: Callable[..., None]
+    what: tuple[Any, ...]
+    request_id: str
+    done: "asyncio.Future[None] | None"
 
 
 class Settler:
-    """Hands settlements to the ledger writer, those of one turn of the event loop together.
+    """Hands reservations, marks and settlements to the ledger writer, those of one turn of the event loop together.
 
-    At most one submission is under way; what is settled meanwhile goes with the next. So the writer commits as often
-    as the disk allows and no oftener, and a lone settlement is submitted at once.
+    At most one submission is under way; what comes meanwhile goes with the next. So the writer commits as often as the
+    disk allows and no oftener, and a lone settlement is submitted at once.
     """
 
     def __init__(self, writer: LedgerWriter) -> None:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[Settlement, asyncio.Future[None]]] = []
+        self._waiting: list[_Item] = []
         self._open: set[asyncio.Future[None]] = set()
         self._is_under_way = False
+        self._is_urgent = False
+        self._lazy: asyncio.TimerHandle | None = None
+        self.on_notices: Callable[[], None] = lambda: None
+        """Called when notices that came with a settlement are on the disk."""
+
+    def reserve(self, row: ReservationRow) -> "asyncio.Future[None]":
+        """Write a stream's reservation; the future resolves when it is on the disk, or fails with LedgerUnavailable."""
+        return self._add(Batch.reserve, (row,), row.request_id, is_urgent=True)
+
+    def reserve_with_next(self, row: ReservationRow) -> None:
+        """Write a reservation with whatever comes next: its request is told nothing before its settlement."""
+        self._put(_Item(Batch.reserve, (row,), row.request_id, None), is_urgent=False)
+
+    def mark(self, request_id: str, row: MarkRow) -> None:
+        """Write how far a stream has come; nobody waits for it."""
+        self._put(_Item(Batch.mark, (row,), request_id, None), is_urgent=True)
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[None]":
-        """Hand over; the future resolves when the record is on the disk, or fails with LedgerUnavailable.
+        """Write a settlement; the future resolves when it is on the disk, or fails with LedgerUnavailable.
 
         Whoever waits should shield it: cancelling the wait must not look like cancelling the settlement.
         """
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._open.add(done)
-        done.add_done_callback(self._open.discard)
-        self._waiting.append((settlement, done))
-        if len(self._waiting) == 1 and not self._is_under_way:
-            self._loop.call_soon(self._submit)
+        done = self._add(Batch.settle, (settlement,), settlement.record.request_id, is_urgent=True)
+        if settlement.notices:
+            done.add_done_callback(lambda _: self.on_notices())
         return done
+
+    def expire(self, held: ReservationRow, resolution: ResolutionRow, settled: Settled) -> "asyncio.Future[None]":
+        """Write that a reservation's time is over."""
+        what = (held, resolution, settled.transfers, settled.lots)
+        return self._add(Batch.expire, what, held.request_id, is_urgent=True)
+
+    def lapse(self, transfers: list[TransferRow]) -> None:
+        """Write credit that nobody may spend any more."""
+        lots = [Delta((row.subject,), -row.amount_nanos) for row in transfers]
+        self._put(_Item(Batch.move, (transfers, lots), transfers[0].subject, None), is_urgent=True)
+
+    def remember(self, name: str, value: int) -> None:
+        """Write a number of the ledger's own, with what comes next."""
+        self._put(_Item(Batch.set_state, (name, value), name, None), is_urgent=False)
 
     async def flush(self) -> None:
         """Wait until everything handed over so far has an answer."""
+        self._submit_lazily()
         if self._open:
             await asyncio.wait(set(self._open))
 
+    def _add(
+        self, add: Callable[..., None], what: tuple[Any, ...], request_id: str, *, is_urgent: bool
+    ) -> "asyncio.Future[None]":
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._open.add(done)
+        done.add_done_callback(self._open.discard)
+        self._put(_Item(add, what, request_id, done), is_urgent=is_urgent)
+        return done
+
+    def _put(self, item: _Item, *, is_urgent: bool) -> None:
+        self._waiting.append(item)
+        if not is_urgent:
+            if self._lazy is None:
+                self._lazy = self._loop.call_later(LAZY_S, self._submit_lazily)
+        elif not self._is_urgent:
+            self._is_urgent = True
+            if not self._is_under_way:
+                self._loop.call_soon(self._submit)
+
+    def _submit_lazily(self) -> None:
+        if self._waiting and not self._is_urgent:
+            self._is_urgent = True
+            if not self._is_under_way:
+                self._submit()
+
     def _submit(self) -> None:
-        batch, self._waiting = self._waiting, []
-        if not batch:
+        items, self._waiting = self._waiting, []
+        self._is_urgent = False
+        if self._lazy is not None:
+            self._lazy.cancel()
+            self._lazy = None
+        if not items:
             return
         self._is_under_way = True
-        writes: list[Write] = []
-        for settlement, _ in batch:
-            writes += settlement_writes(settlement)
-        committed = self._writer.submit(writes, settlements_count=len(batch))
-        committed.add_done_callback(lambda future: self._loop.call_soon_threadsafe(self._committed, batch, future))
+        batch = Batch()
+        for item in items:
+            item.add(batch, *item.what)
+        committed = self._writer.submit(batch.rows(), settlements_count=batch.settlements_count)
+        committed.add_done_callback(lambda future: self._loop.call_soon_threadsafe(self._committed, items, future))
 
-    def _committed(self, batch: "list[tuple[Settlement, asyncio.Future[None]]]", committed: "Future[None]") -> None:
+    def _committed(self, items: list[_Item], committed: "Future[None]") -> None:
         error = committed.exception()
-        if isinstance(error, IntegrityError) and len(batch) > 1:
+        if isinstance(error, IntegrityError) and len(items) > 1:
             # One of them breaks a constraint; it must not take the others with it.
-            for one in batch:
-                alone = self._writer.submit(settlement_writes(one[0]), settlements_count=1)
-                alone.add_done_callback(partial(self._committed_alone, one))
+            for item in items:
+                batch = Batch()
+                item.add(batch, *item.what)
+                alone = self._writer.submit(batch.rows(), settlements_count=batch.settlements_count)
+                alone.add_done_callback(partial(self._committed_alone, item))
         else:
-            self._resolve(batch, error)
+            self._resolve(items, error)
         self._is_under_way = False
-        if self._waiting:
+        if self._is_urgent:
             self._submit()
 
-    def _committed_alone(self, one: "tuple[Settlement, asyncio.Future[None]]", committed: "Future[None]") -> None:
-        self._loop.call_soon_threadsafe(self._resolve, [one], committed.exception())
+    def _committed_alone(self, item: _Item, committed: "Future[None]") -> None:
+        self._loop.call_soon_threadsafe(self._resolve, [item], committed.exception())
 
-    def _resolve(self, batch: "list[tuple[Settlement, asyncio.Future[None]]]", error: BaseException | None) -> None:
-        for settlement, done in batch:
-            if done.cancelled():
+    def _resolve(self, items: list[_Item], error: BaseException | None) -> None:
+        for _, _, request_id, done in items:
+            if error is not None:
+                log.error("settlement_failed", request_id=request_id, error=f"{type(error).__name__}: {error}")
+            if done is None or done.cancelled():
                 continue
             if error is None:
                 done.set_result(None)
             else:
-                request_id = settlement.record.request_id
-                log.error("settlement_failed", request_id=request_id, error=f"{type(error).__name__}: {error}")
                 failure = LedgerUnavailable(
                     f"The usage of {request_id} could not be recorded, so the answer is not given."
                 )

@@ -19,9 +19,14 @@ class Sink(Protocol):
 
     has_content: bool
     """Whether any content reached the client's socket."""
+    headers: HeaderList
+    """Sent with the status line; what is learned on the way there may be added."""
 
     async def take(self, choice: int, events: list[Event]) -> None:
         """Pass content on at once; keep what may only go out after the settlement."""
+
+    def render(self, usage: Usage) -> bytes:
+        """The whole answer as it will be sent; of an answer that isn't streamed."""
 
     async def finish(self, usage: Usage) -> None:
         """The settlement has committed: write what was held, and end."""
@@ -39,7 +44,7 @@ class StreamSink:
         """stall: runs while a write is blocked by a client that doesn't read."""
         self._send = send
         self._writer = writer
-        self._headers = headers
+        self.headers = headers
         self._include_usage = include_usage
         self._stall = stall
         self._held: list[bytes] = []
@@ -63,6 +68,10 @@ class StreamSink:
         await self._send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
         self._stall.clear()
 
+    def render(self, usage: Usage) -> bytes:
+        """Never asked for: an idempotency key and a stream exclude each other."""
+        raise NotImplementedError(f"a stream has no body of {usage.output} tokens")
+
     async def finish(self, usage: Usage) -> None:
         """See Sink."""
         self._stall.start()
@@ -79,7 +88,7 @@ class StreamSink:
         if self.has_content:
             await self._end(self._writer.error(error))
         else:
-            await send_error(self._send, error, self._headers)
+            await send_error(self._send, error, self.headers)
 
     def _with_role(self, choice: int, rendered: bytes) -> bytes:
         """The first chunk of each choice says who speaks, even when it has nothing to say."""
@@ -90,7 +99,7 @@ class StreamSink:
 
     async def _start(self) -> None:
         headers = [
-            *self._headers,
+            *self.headers,
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
@@ -108,7 +117,8 @@ class WholeSink:
     def __init__(self, send: Send, collector: AnswerCollector, headers: HeaderList) -> None:
         self._send = send
         self._collector = collector
-        self._headers = headers
+        self.headers = headers
+        self._body: bytes | None = None
         self.has_content = False
 
     async def take(self, choice: int, events: list[Event]) -> None:
@@ -116,13 +126,19 @@ class WholeSink:
         for event in events:
             self._collector.event(choice, event)
 
+    def render(self, usage: Usage) -> bytes:
+        """See Sink."""
+        if self._body is None:
+            self._body = self._collector.body(usage)
+        return self._body
+
     async def finish(self, usage: Usage) -> None:
         """See Sink."""
-        await send_body(self._send, 200, self._collector.body(usage), self._headers)
+        await send_body(self._send, 200, self.render(usage), self.headers)
 
     async def fail(self, error: PlatformError) -> None:
         """See Sink."""
-        await send_error(self._send, error, self._headers)
+        await send_error(self._send, error, self.headers)
 
 
 async def send_body(send: Send, status: int, body: bytes, headers: HeaderList) -> None:
@@ -137,6 +153,8 @@ async def send_error(send: Send, error: PlatformError, headers: HeaderList) -> N
     extra: HeaderList = []
     if error.retry_after_s is not None:
         extra.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+    if error.should_retry is not None:
+        extra.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     if error.status == 401:
         extra.append((b"www-authenticate", b"Bearer"))
     await send_body(send, error.status, error_body(error), [*headers, *extra])

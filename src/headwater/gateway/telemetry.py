@@ -78,6 +78,33 @@ class Telemetry:
             ("model",),
             registry=registry,
         )
+        self.absorbed = Counter(
+            "headwater_gateway_absorbed_units",
+            "Cost above what was reserved, borne by the platform, in whole units of the currency.",
+            registry=registry,
+        )
+        self.budget_thresholds = Counter(
+            "headwater_gateway_budget_thresholds",
+            "Thresholds that the spending of a budget has reached.",
+            ("scope",),
+            registry=registry,
+        )
+        self.webhooks = Counter(
+            "headwater_gateway_webhooks",
+            "Tries to send a notice to a webhook.",
+            ("outcome",),
+            registry=registry,
+        )
+        # Known beforehand, so these series are there before anything happens.
+        for scope in ("organization", "project", "key", "tag"):
+            self.budget_thresholds.labels(scope)
+        for outcome in ("delivered", "failed", "given_up"):
+            self.webhooks.labels(outcome)
+        self.replays = Counter(
+            "headwater_gateway_idempotent_replays",
+            "Requests answered from what was kept for their idempotency key.",
+            registry=registry,
+        )
         self.bad_lines = Counter(
             "headwater_gateway_upstream_bad_lines", "Unreadable lines passed over in engine streams.", registry=registry
         )

@@ -1,19 +1,20 @@
-"""Sums over usage records for people, read beside the running platform on a connection that can't write.
+"""Sums over use for people, read beside the running platform on a connection that can't write.
 
-Read in one pass with the database's own aggregation; each report is one statement and so sees one moment.
+A request counts at the moment it ended (`hours.py`): the sums are the same whether its record is in the database still or
+was archived.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Integer, case, cast, create_engine, func, select
+from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
 
-from headwater.ledger.schema import api_keys, usage_records
-from headwater.ledger.store import open_reader
+from headwater.ledger.hours import By, read_usage
+from headwater.ledger.store import Connection, open_reader
 
-By = Literal["model", "key", "day"]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UsageSum(NamedTuple):
@@ -35,26 +36,37 @@ def reader_engine(database: Path) -> Engine:
 
 
 def usage_by(engine: Engine, by: By, *, start: datetime, end: datetime) -> list[UsageSum]:
-    """Sums of the records received in [start, end), by model, key (name and id) or UTC day; largest cost first, days in order."""
-    records = usage_records.c
-    day = func.strftime("%Y-%m-%d", cast(records.received_at_ms / 1000, Integer), "unixepoch")
-    group = {"model": records.model, "key": api_keys.c.name + " (" + records.key_id + ")", "day": day}[by]
-    query = (
-        select(
-            group.label("grp"),
-            func.count(),
-            func.sum(case((records.outcome == "ok", 1), else_=0)),
-            func.sum(records.uncached_input + records.cache_read + records.cache_write),
-            func.sum(records.cache_read),
-            func.sum(records.output),
-            func.coalesce(func.sum(records.cost_nanos), 0).label("cost"),
-            func.sum(case((records.cost_nanos.is_(None), 1), else_=0)),
+    """Sums of the requests that ended in [start, end), by model, key (name and id) or UTC day; the dearest first, days in order."""
+    with engine.connect() as borrowed:
+        connection = borrowed.connection.driver_connection
+        assert connection is not None
+        found = read_usage(connection, by, start_ms=_milliseconds(start), end_ms=_milliseconds(end))
+        names = _key_names(connection) if by == "key" else {}
+    sums = [
+        UsageSum(
+            group=_group(by, one.group, names),
+            requests_count=one.requests_count,
+            ok_count=one.ok_count,
+            input_tokens=one.usage.input,
+            cached_input_tokens=one.usage.cache_read,
+            output_tokens=one.usage.output,
+            cost_nanos=one.cost_nanos,
+            unpriced_count=one.unpriced_count,
         )
-        .select_from(usage_records.join(api_keys, api_keys.c.id == records.key_id))
-        .where(records.received_at_ms >= int(start.timestamp() * 1000))
-        .where(records.received_at_ms < int(end.timestamp() * 1000))
-        .group_by("grp")
-        .order_by("grp" if by == "day" else func.sum(records.cost_nanos).desc(), "grp")
-    )
-    with engine.connect() as connection:
-        return [UsageSum(*row) for row in connection.execute(query)]
+        for one in found
+    ]
+    return sums if by == "day" else sorted(sums, key=lambda one: (-one.cost_nanos, one.group))
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _group(by: By, group: str | int, names: dict[str, str]) -> str:
+    if by == "day":
+        return (EPOCH + timedelta(days=int(group))).date().isoformat()
+    return f"{names.get(str(group), 'unknown')} ({group})" if by == "key" else str(group)
+
+
+def _key_names(connection: Connection) -> dict[str, str]:
+    return {key_id: name for key_id, name in connection.execute("SELECT id, name FROM api_keys")}  # noqa: C416

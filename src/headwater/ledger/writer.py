@@ -12,15 +12,17 @@ every waiting future fails with `LedgerFailed`, and `on_fatal` is told; the proc
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from itertools import groupby
+from itertools import chain
 from operator import attrgetter
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from headwater.ledger.store import Connection, DatabaseError, IntegrityError, Write
+from headwater.ledger.store import Connection, DatabaseError, IntegrityError, Rows, Statement, Write
 
 BATCH_SUBMISSIONS_MAX = 1024
 """Bound of one transaction, so that the oldest settlement in it is not kept waiting by the newest."""
+ROWS_AT_ONCE_MAX = 32
+"""Rows given to SQLite in one call. Between calls the interpreter's lock changes hands, which costs more than a row."""
 
 
 class LedgerFailed(Exception):
@@ -28,12 +30,12 @@ class LedgerFailed(Exception):
 
 
 class _Submission(NamedTuple):
-    writes: Sequence[Write]
+    writes: Sequence[Write | Rows]
     settlements_count: int
     done: "Future[None]"
 
 
-_by_rank = attrgetter("statement.rank")
+_rank = attrgetter("rank")
 
 
 class LedgerWriter:
@@ -45,6 +47,7 @@ class LedgerWriter:
         self._on_fatal = on_fatal
         self._queue: SimpleQueue[_Submission | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._texts: dict[tuple[str, int], str] = {}
         self._failure: BaseException | None = None
         self._is_closed = False
         self.commits_count = 0
@@ -59,7 +62,7 @@ class LedgerWriter:
         """The I/O error that stopped the writer, or None while it works."""
         return self._failure
 
-    def submit(self, writes: Sequence[Write], *, settlements_count: int = 0) -> "Future[None]":
+    def submit(self, writes: Sequence[Write | Rows], *, settlements_count: int = 0) -> "Future[None]":
         """Hand over rows that become durable together or not at all. Never blocks; safe from any thread.
 
         The future fails with IntegrityError when these rows break a constraint, with LedgerFailed when the ledger
@@ -128,15 +131,44 @@ class LedgerWriter:
             self._write([submission])
 
     def _commit(self, batch: list[_Submission]) -> None:
-        execute, executemany = self._connection.execute, self._connection.executemany
-        writes = [write for submission in batch for write in submission.writes]
-        writes.sort(key=_by_rank)
+        execute = self._connection.execute
+        rows: dict[Statement, list[tuple[object, ...]]] = {}
+        for submission in batch:
+            for write in submission.writes:
+                if isinstance(write, Rows):
+                    rows.setdefault(write.statement, []).extend(write.rows)
+                else:
+                    rows.setdefault(write.statement, []).append(write.row)
         execute("BEGIN IMMEDIATE")
-        for statement, group in groupby(writes, key=attrgetter("statement")):
-            executemany(statement.sql, [write.row for write in group])
+        for statement in sorted(rows, key=_rank):
+            self._execute(statement, rows[statement])
         execute("COMMIT")
         self.commits_count += 1
         self.settlements_count += sum(submission.settlements_count for submission in batch)
+
+    def _execute(self, statement: Statement, rows: list[tuple[object, ...]]) -> None:
+        """Write all rows of a statement, as many at once as it takes; the numbers at once are powers of two."""
+        at, size = 0, ROWS_AT_ONCE_MAX
+        while at < len(rows):
+            while size > len(rows) - at:
+                size //= 2
+            sql = self._sql(statement, size)
+            if sql is None:
+                self._connection.executemany(statement.sql, rows[at:])
+                return
+            if size == 1:
+                self._connection.execute(sql, rows[at])
+            else:
+                self._connection.execute(sql, tuple(chain.from_iterable(rows[at : at + size])))
+            at += size
+
+    def _sql(self, statement: Statement, count: int) -> str | None:
+        known = self._texts.get((statement.name, count))
+        if known is None:
+            known = statement.for_rows(count)
+            if known is not None:
+                self._texts[statement.name, count] = known
+        return known
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error

@@ -24,13 +24,15 @@ def check_whole(items: Items, *, is_namespace_known: bool) -> list[Problem]:
     """
     named = [*_keyed(items, "deployments", "name"), *_keyed(items, "upstreams", "name")]
     problems = _duplicates(named, "is the name of")
-    priced = _keyed(items, "prices", "model")
+    priced, costed = _keyed(items, "prices", "model"), _keyed(items, "costs", "model")
     problems += _duplicates(priced, "is priced by")
+    problems += _duplicates(costed, "has its cost in")
+    problems += _duplicates(_keyed(items, "webhooks", "url"), "is told by")
     if is_namespace_known:
         known = callable_names(items)
         problems += [
             Problem(key, f'"{model}" is not configured.{did_you_mean(model, known)} It can be {" or ".join(known)}.')
-            for key, model in priced
+            for key, model in [*priced, *costed]
             if model not in known
         ]
     for index, item in enumerate(items["upstreams"]):

@@ -16,6 +16,7 @@ from headwater.settings.check import check_whole
 from headwater.settings.model import (
     DEFAULT_DEPLOYMENT,
     BillingSettings,
+    CostSettings,
     DeploymentSettings,
     GatewaySettings,
     LogSettings,
@@ -24,6 +25,7 @@ from headwater.settings.model import (
     Settings,
     StoreSettings,
     UpstreamSettings,
+    WebhookSettings,
 )
 from headwater.settings.problems import Problem, did_you_mean, printable, refused, shown
 from headwater.settings.values import BadValue, Kind, OneOf
@@ -43,6 +45,8 @@ LISTS: Final[Mapping[str, type]] = {
     "deployments": DeploymentSettings,
     "upstreams": UpstreamSettings,
     "prices": PriceSettings,
+    "costs": CostSettings,
+    "webhooks": WebhookSettings,
 }
 
 Source = Literal["default", "file", "environment", "command line"]

@@ -138,6 +138,21 @@ class StoreSettings:
         ),
     )
 
+    archive_after_days: int | None = field(
+        default=None,
+        metadata=_about(
+            "Usage records older than this move from the database to files beside it; not set keeps them all.",
+            values.WholeNumber(1, 36_500),
+        ),
+    )
+    verify_interval_s: float = field(
+        default=3600.0,
+        metadata=_about(
+            "How often the books are recomputed in the background; a difference is logged and counted.",
+            values.Seconds(30 * 86_400.0),
+        ),
+    )
+
     @property
     def path(self) -> Path:
         """The database file."""
@@ -196,6 +211,27 @@ class BillingSettings:
         metadata=_about(
             "The currency of every price.",
             values.Matching(re.compile(r"[A-Z]{3}"), 'three capital letters (ISO 4217), such as "USD"'),
+        ),
+    )
+    unpriced: Literal["record", "refuse"] = field(
+        default="record",
+        metadata=_about(
+            "A request for a model without a price: `record` serves it and flags its record, `refuse` answers 403.",
+            values.OneOf(("record", "refuse")),
+        ),
+    )
+    idempotency_hours: int = field(
+        default=24,
+        metadata=_about("How long an answer is kept for its `Idempotency-Key`.", values.WholeNumber(1, 24 * 30)),
+    )
+    idempotency_answer_bytes_max: int = field(
+        default=262_144,
+        metadata=_about("A larger answer is given but not kept.", values.WholeNumber(0, 2**24)),
+    )
+    idempotency_project_bytes_max: int = field(
+        default=64 * 2**20,
+        metadata=_about(
+            "Answers kept for one project; beyond it they are given but not kept.", values.WholeNumber(0, 2**40)
         ),
     )
 
@@ -328,11 +364,31 @@ class PriceSettings:
     cache_write: str | None = field(
         default=None, metadata=_about("Prompt tokens written to a cache; not set means as `input`.", values.Price())
     )
+    cache_write_1h: str | None = field(
+        default=None,
+        metadata=_about("Of those, tokens kept for an hour; not set means as `cache_write`.", values.Price()),
+    )
     output: str = field(metadata=_about("Output tokens.", values.Price()))
     reasoning: str | None = field(
         default=None,
         metadata=_about("Output tokens spent on reasoning; not set means as `output`.", values.Price()),
     )
+    request: str | None = field(
+        default=None, metadata=_about("A million requests, beside their tokens; not set means nothing.", values.Price())
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostSettings(PriceSettings):
+    """What an upstream takes for a model, per million tokens: put beside the price on each attempt, charged to nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSettings:
+    """An address that is told of events, by a signed POST."""
+
+    url: str = field(metadata=_about("Where events are sent.", values.HttpUrl()))
+    secret: Secret = field(metadata=_about("The key of the signature (`webhook-signature`).", SecretReference()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,6 +403,8 @@ class Settings:
     deployments: tuple[DeploymentSettings, ...] = ()
     upstreams: tuple[UpstreamSettings, ...] = ()
     prices: tuple[PriceSettings, ...] = ()
+    costs: tuple[CostSettings, ...] = ()
+    webhooks: tuple[WebhookSettings, ...] = ()
 
 
 # An empty configuration is a platform too: it serves this.

@@ -40,4 +40,4 @@ def target(
     """A target with one ready replica; needs a running loop."""
     pool = Pool[Engine](name, queued_max=10)
     pool.add_member(Member[Engine]("rep_1", engine or CountingEngine(1), 1, is_slotted=is_own))
-    return Target(name, name, pool, Timeouts(1, 1, 1), context_tokens, is_own, None, 0)
+    return Target(name, name, pool, Timeouts(1, 1, 1), context_tokens, is_own, 0)

@@ -7,11 +7,12 @@ import pytest
 from headwater.errors import InvalidRequest, ModelNotFound, UnsupportedField
 from headwater.gateway.account import Account
 from headwater.gateway.routing import ModelDirectory
-from headwater.ledger.store import settlement_writes
+from headwater.ledger.batch import settlement_writes
 from headwater.ledger.writer import LedgerWriter
 from headwater.request import Principal
 from tests.unit.gateway.chats import target
 from tests.unit.gateway.conftest import WAIT_S
+from tests.unit.gateway.tills import make_cashier
 from tests.unit.ledger.settlements import settlement
 
 NOW_S = 1_795_392_000.0  # 2026-11-23T00:00:00Z
@@ -30,9 +31,11 @@ class Clock:
 
 
 @pytest.fixture
-async def account(database: Path) -> Account:
+async def account(database: Path, writer: LedgerWriter) -> Account:
+    writer.start()
     models = ModelDirectory({name: target(name, is_own="/" not in name) for name in ("m", "acme/large", "secret")})
-    return Account(models=models, database=database, currency="USD", clock=Clock())
+    cashier = make_cashier(database, writer, Clock())
+    return Account(models=models, database=database, cashier=cashier, currency="USD", clock=Clock())
 
 
 async def usage(account: Account, query: str = "") -> Any:
@@ -52,7 +55,6 @@ async def test_use_is_summed_over_the_last_30_days_unless_told_otherwise(
     account: Account, writer: LedgerWriter
 ) -> None:
     now_ms = int(NOW_S * 1000)
-    writer.start()
     for received_at_ms, cost in ((now_ms, 10), (now_ms - 29 * DAY_MS, 20), (now_ms - 31 * DAY_MS, 40)):
         one = settlement(received_at_ms=received_at_ms, cost_nanos=cost)
         writer.submit(settlement_writes(one)).result(WAIT_S)

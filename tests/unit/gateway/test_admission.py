@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.errors import ContextLengthExceeded
-from headwater.gateway.admission import decide_output_cap, input_tokens_bound, output_cap
+from headwater.gateway.admission import Sized, decide_output_cap, input_tokens_bound, output_cap
 from headwater.request import Chat, Message
 from tests.unit.gateway.chats import CountingEngine, chat, target
 from tests.unit.gateway.fake_time import run
@@ -12,11 +12,11 @@ caps = st.none() | st.integers(1, 10_000)
 
 
 def decided(payload: Chat, engine: CountingEngine, *, context_tokens: int | None = 4096, is_own: bool = True) -> int:
-    async def work() -> Chat:
+    async def work() -> Sized:
         where = target(engine=engine, context_tokens=context_tokens, is_own=is_own)
         return await decide_output_cap(payload, where, default_max=1000)
 
-    cap = run(work()).output_tokens_max
+    cap = run(work()).chat.output_tokens_max
     assert cap is not None
     return cap
 

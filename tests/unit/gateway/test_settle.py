@@ -4,35 +4,15 @@ from pathlib import Path
 import pytest
 
 from headwater.errors import LedgerUnavailable
-from headwater.gateway.settle import Settler, charge_nanos
+from headwater.gateway.settle import Settler
 from headwater.ledger.store import Connection, open_writer
 from headwater.ledger.writer import LedgerWriter
-from headwater.usage import Outcome, Usage
 from tests.unit.gateway.conftest import WAIT_S
-from tests.unit.ledger.settlements import PRICE, settlement
-
-USAGE = Usage(uncached_input=1_000_000, output=1_000_000)
+from tests.unit.ledger.settlements import settlement
 
 
 def records(reader: Connection) -> list[str]:
     return [row[0] for row in reader.execute("SELECT request_id FROM usage_records ORDER BY request_id")]
-
-
-@pytest.mark.parametrize("is_stream", [True, False])
-@pytest.mark.parametrize("outcome", ["ok", "client_gone"])
-def test_an_answer_given_or_left_is_paid_for(outcome: Outcome, is_stream: bool) -> None:
-    assert charge_nanos(USAGE, PRICE, outcome=outcome, is_stream=is_stream) == 400_000_000
-
-
-@pytest.mark.parametrize("outcome", ["upstream_error", "timeout", "rejected"])
-def test_an_answer_that_was_never_given_is_free_and_a_broken_off_stream_is_not(outcome: Outcome) -> None:
-    assert charge_nanos(USAGE, PRICE, outcome=outcome, is_stream=False) == 0
-    assert charge_nanos(USAGE, PRICE, outcome=outcome, is_stream=True) == 400_000_000
-
-
-@pytest.mark.parametrize("outcome", ["ok", "rejected"])
-def test_without_a_price_there_is_no_cost_not_a_cost_of_0(outcome: Outcome) -> None:
-    assert charge_nanos(USAGE, None, outcome=outcome, is_stream=False) is None
 
 
 async def test_the_settlements_of_one_turn_are_one_commit(writer: LedgerWriter, reader: Connection) -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import Engine
 
+from headwater.ledger.batch import settlement_writes
 from headwater.ledger.reports import UsageSum, reader_engine, usage_by
-from headwater.ledger.store import DatabaseError, settlement_writes
+from headwater.ledger.store import DatabaseError
 from headwater.ledger.writer import LedgerWriter
 from tests.unit.ledger.conftest import WAIT_S
 from tests.unit.ledger.settlements import settlement
 
 MONDAY = datetime(2026, 11, 23, tzinfo=UTC)
+DURATION_MS = 30  # of each request here; it counts when it ends
 
 
 def at(moment: datetime) -> int:
@@ -30,7 +32,9 @@ def engine(database: Path, writer: LedgerWriter) -> Iterator[Engine]:
         (MONDAY - timedelta(milliseconds=1), "m", 1_000, "ok"),  # outside
     ):
         price = None if cost is None else "prc_1"
-        one = settlement(received_at_ms=at(moment), model=model, cost_nanos=cost, price_id=price, outcome=outcome)
+        one = settlement(
+            received_at_ms=at(moment) - DURATION_MS, model=model, cost_nanos=cost, price_id=price, outcome=outcome
+        )
         writer.submit(settlement_writes(one)).result(WAIT_S)
     engine = reader_engine(database)
     yield engine

@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from headwater.ledger import store
+from headwater.ledger.batch import settlement_writes
 from headwater.ledger.migrate import ensure_schema
 from headwater.ledger.rows import KeyRow
-from headwater.ledger.store import Connection, DatabaseError, ModelUsage, open_reader, open_writer
+from headwater.ledger.store import Connection, DatabaseError, ModelUsage, PriceVersion, open_reader, open_writer
 from headwater.ledger.writer import LedgerWriter
 from headwater.usage import Usage
 from tests.unit.ledger.conftest import WAIT_S
@@ -32,7 +33,7 @@ def test_the_writer_syncs_every_commit_and_checks_foreign_keys(database: Path) -
 @pytest.mark.parametrize(
     "statement",
     [
-        "INSERT INTO organizations VALUES ('org_2', 'x', 1)",
+        "INSERT INTO organizations (id, name, created_at_ms) VALUES ('org_2', 'x', 1)",
         "UPDATE api_keys SET revoked_at_ms = NULL",
         "DELETE FROM usage_records",
         "CREATE TABLE t (a)",
@@ -42,11 +43,11 @@ def test_the_writer_syncs_every_commit_and_checks_foreign_keys(database: Path) -
 )
 def test_a_reader_can_neither_write_nor_checkpoint(database: Path, reader: Connection, statement: str) -> None:
     writer = open_writer(database)
-    writer.execute("INSERT INTO organizations VALUES ('org_3', 'y', 1)")  # something to checkpoint
+    writer.execute("INSERT INTO organizations (id, name, created_at_ms) VALUES ('org_3', 'y', 1)")  # something to checkpoint
     before = database.read_bytes()
     try:
         reader.execute(statement)
-        reader.execute("INSERT INTO organizations VALUES ('org_2', 'x', 1)")
+        reader.execute("INSERT INTO organizations (id, name, created_at_ms) VALUES ('org_2', 'x', 1)")
     except DatabaseError:
         pass
     else:
@@ -85,7 +86,7 @@ def test_a_reader_of_no_file_fails_and_makes_none(tmp_path: Path) -> None:
 def test_a_settlement_is_stored_field_by_field(writer: LedgerWriter, reader: Connection) -> None:
     one = settlement("req_a", attempts_count=2, client_request_id="theirs", outcome="timeout", error_code="timeout")
     writer.start()
-    writer.submit(store.settlement_writes(one)).result(WAIT_S)
+    writer.submit(settlement_writes(one)).result(WAIT_S)
     cursor = reader.execute("SELECT * FROM usage_records")
     names = [column[0] for column in cursor.description]
     row = dict(zip(names, cursor.fetchone(), strict=True))
@@ -120,12 +121,15 @@ def test_a_key_must_have_a_hash_of_its_own(writer: LedgerWriter, broken: dict[st
     assert isinstance(writer.submit([KEY_WRITE._replace(row=tuple(row))]).exception(WAIT_S), store.IntegrityError)
 
 
-def test_the_latest_price_of_a_model_is_that_of_its_newest_id(writer: LedgerWriter, reader: Connection) -> None:
-    newer = msgspec.structs.replace(PRICE, id="prc_2", output=1)
-    other = msgspec.structs.replace(PRICE, id="prc_0", model="z")
+def test_a_price_comes_back_with_its_terms_and_its_date(writer: LedgerWriter, reader: Connection) -> None:
+    newer = msgspec.structs.replace(PRICE, id="prc_2", output=1, cache_write_1h=7, multipliers=(("batch", 500_000),))
     writer.start()
-    writer.submit([store.price_write(price, 1) for price in (newer, other)]).result(WAIT_S)
-    assert store.read_latest_prices(reader) == [newer, other]
+    write = store.price_write(newer, 2_000, kind="cost", effective_at_ms=9_000, source="admin", is_withdrawn=True)
+    writer.submit([write]).result(WAIT_S)
+    assert store.read_prices(reader) == [
+        PriceVersion(PRICE, 1_000, "price", 1_000, "config", is_withdrawn=False),
+        PriceVersion(newer, 2_000, "cost", 9_000, "admin", is_withdrawn=True),
+    ]
 
 
 def test_a_keys_use_is_summed_by_model_in_a_half_open_span(writer: LedgerWriter, reader: Connection) -> None:
@@ -139,7 +143,7 @@ def test_a_keys_use_is_summed_by_model_in_a_half_open_span(writer: LedgerWriter,
     ):
         price = None if cost is None else "prc_1"
         one = settlement(received_at_ms=received_at_ms, model=model, cost_nanos=cost, price_id=price)
-        writer.submit(store.settlement_writes(one)).result(WAIT_S)
+        writer.submit(settlement_writes(one)).result(WAIT_S)
     twice = USAGE + USAGE
     assert store.read_key_usage(reader, "key_1", 1_000, 2_000) == [
         ModelUsage("m", 2, twice, 6, 0),

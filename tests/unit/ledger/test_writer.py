@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from headwater.ledger.batch import settlement_writes
 from headwater.ledger.store import (
     Connection,
     DatabaseError,
@@ -15,7 +16,6 @@ from headwater.ledger.store import (
     Write,
     open_reader,
     open_writer,
-    settlement_writes,
 )
 from headwater.ledger.writer import BATCH_SUBMISSIONS_MAX, LedgerFailed, LedgerWriter
 from tests.unit.ledger.conftest import WAIT_S
@@ -111,7 +111,7 @@ def test_a_repeated_request_id_fails_alone(writer: LedgerWriter, reader: Connect
         {"organization_id": "org_nobody"},
         {"project_id": "prj_nobody"},
         {"model": None},
-        {"duration_ms": "long"},
+        {"queue_ms": "long"},
         {"queue_ms": 1.5},
     ],
     ids=str,
@@ -235,7 +235,8 @@ class TestAfterTheDiskIsFull:
 IN_A_PROCESS_WITH_A_SMALL_FILE_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
-from headwater.ledger.store import open_writer, settlement_writes
+from headwater.ledger.batch import settlement_writes
+from headwater.ledger.store import open_writer
 from headwater.ledger.writer import LedgerFailed, LedgerWriter
 from tests.unit.ledger.settlements import settlement
 

@@ -7,6 +7,7 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
+release = "0.1.0"
 
 STATEMENTS = (
     """
