@@ -3,7 +3,7 @@
 All subjects run at once, pinned to one core, and are loaded in turn, several rounds, in an order that rotates; load
 and upstream share another core. Every figure is the median over rounds. See bench/README.md.
 
-Run: python -m bench.gateway [--quick] [--judge] [--subjects bare,headwater,litellm,portkey] [--out DIRECTORY]
+Run: python -m bench.gateway [--quick] [--judge] [--subjects bare,headwater,headwater-capped,litellm,portkey] [--out DIRECTORY]
 """
 
 import argparse
@@ -82,7 +82,7 @@ def run_round(bench: Bench, subjects: list[Subject], round_: int) -> None:
         for subject in subjects:
             bench.calls(subject, scenario, "instant", round_)
     for subject in subjects:
-        if subject.name == "headwater":
+        if subject.name.startswith("headwater"):
             bench.calls(subject, EXTRA_SCENARIO, "instant20", round_)
     for scenario in SPREADS_S:
         ttfts_ms = {subject.name: bench.streams(subject, scenario, round_) for subject in subjects}

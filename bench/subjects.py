@@ -1,4 +1,4 @@
-"""The four subjects of the gateway benchmark: how each is configured, started and called."""
+"""The subjects of the gateway benchmark: how each is configured, started and called."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bench import peers
 from bench.load import Target
 from bench.process import Program, cpu_s, free_port, start
 
-Name = Literal["bare", "headwater", "litellm", "portkey"]
-NAMES: tuple[Name, ...] = ("bare", "headwater", "litellm", "portkey")
+Name = Literal["bare", "headwater", "headwater-capped", "litellm", "portkey"]
+NAMES: tuple[Name, ...] = ("bare", "headwater", "headwater-capped", "litellm", "portkey")
 PATH = "/v1/chat/completions"
 PEER_KEY = "sk-bench-0123456789abcdef"
 
@@ -42,8 +42,11 @@ def bare(upstream_port: int) -> Subject:
     return Subject("bare", Target(upstream_port, PATH, (f"authorization: Bearer {PEER_KEY}",)), "")
 
 
-def headwater(directory: Path, upstream_port: int, core: int) -> Subject:
-    """Headwater as it is used: keys, prices and durable usage records on, database on the disk under `directory`."""
+def headwater(directory: Path, upstream_port: int, core: int, *, is_capped: bool = False) -> Subject:
+    """Headwater as it is used: keys, prices and durable usage records on, database on the disk under `directory`.
+
+    is_capped: its key belongs to an organization that pays beforehand, under budgets of organization, project and key.
+    """
     port = free_port()
     config = directory / "bench.toml"
     models = ("instant", "instant20", "stream")
@@ -69,22 +72,43 @@ def headwater(directory: Path, upstream_port: int, core: int) -> Subject:
         timeout_s=60,
     )
     try:
-        key = headwater_key(config)
+        key = capped_key(config) if is_capped else headwater_key(config)
     except BaseException:
         program.stop()
         raise
     target = Target(port, PATH, (f"authorization: Bearer {key}",))
-    return Subject("headwater", target, "bench/", program, f"http://127.0.0.1:{port}/metrics")
+    name: Name = "headwater-capped" if is_capped else "headwater"
+    return Subject(name, target, "bench/", program, f"http://127.0.0.1:{port}/metrics")
 
 
-def headwater_key(config: Path) -> str:
+def headwater_key(config: Path, *arguments: str) -> str:
     """Create an API key with the CLI, while the platform runs."""
-    argv = [sys.executable, "-m", "headwater", "keys", "create", "--name", "bench", "--config", str(config), "--json"]
+    key: str = _cli(config, "keys", "create", "--name", "bench", *arguments)["key"]
+    return key
+
+
+def capped_key(config: Path) -> str:
+    """A key whose every request is held against three budgets and the credit of its organization."""
+    _cli(config, "organizations", "create", "payer", "--prepaid")
+    _cli(config, "grants", "create", "--organization", "payer", "--amount", "1000000", "--expires", "90d")
+    _cli(config, "grants", "create", "--organization", "payer", "--amount", "1000000")
+    key = _cli(config, "keys", "create", "--name", "bench", "--organization", "payer", "--project", "default")
+    for scope in (
+        ("--organization", "payer"),
+        ("--project", "default", "--organization", "payer"),
+        ("--key", str(key["id"])),
+    ):
+        _cli(config, "budgets", "create", "--limit", "1000000", "--per", "month", *scope)
+    return str(key["key"])
+
+
+def _cli(config: Path, *arguments: str) -> dict[str, Any]:
+    argv = [sys.executable, "-m", "headwater", *arguments, "--config", str(config), "--json"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
-        raise RuntimeError(f"`headwater keys create` failed:\n{done.stdout}{done.stderr}")
-    key: str = json.loads(done.stdout)["key"]
-    return key
+        raise RuntimeError(f"`headwater {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def litellm(directory: Path, upstream_port: int, core: int) -> Subject:
@@ -154,4 +178,6 @@ def launch(name: Name, directory: Path, upstream_port: int, core: int) -> Subjec
         return bare(upstream_port)
     home = directory / name
     home.mkdir(parents=True, exist_ok=True)
-    return {"headwater": headwater, "litellm": litellm, "portkey": portkey}[name](home, upstream_port, core)
+    if name.startswith("headwater"):
+        return headwater(home, upstream_port, core, is_capped=name == "headwater-capped")
+    return {"litellm": litellm, "portkey": portkey}[name](home, upstream_port, core)

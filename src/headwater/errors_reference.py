@@ -21,7 +21,7 @@ Every error of the API has one shape, the OpenAI API's, and `code` is always a s
 ```
 
 `param` names the field of the request, or is null. Quote `x-request-id` when you report one. Refusals come in this
-order, the first that applies: 405 and 415, 401, 413, 400, 404 and 403, 503.
+order, the first that applies: 405 and 415, 401, 413, 400, 404 and 403, 409 and 422, 503, 429.
 
 Once a stream has begun, its status has been sent: the error then comes as the last event, `data: {"error": …}`, without
 a `[DONE]` after it, and what was received until then is settled.
@@ -31,8 +31,9 @@ a `[DONE]` after it, and what was received until then is settled.
 """
 
 _CLOSING: Final = """
-`Retry-After` holds whole seconds. It comes with `overloaded` and `no_replica`, and with `shutting_down` when a new request is
-refused. `401` carries `www-authenticate: Bearer`.
+`Retry-After` holds whole seconds. It comes with `overloaded`, `no_replica` and `idempotency_key_in_use`, and with `shutting_down` when a new request is
+refused. `401` carries `www-authenticate: Bearer`. Where it is certain whether sending the request again can help, `x-should-retry` says so, which the
+official SDKs obey: `false` with `insufficient_quota` and `idempotency_key_reused`, `true` with `idempotency_key_in_use`.
 
 Errors of the command line have no codes: they say what happened, why and what now, and the exit code tells scripts
 ([command line](cli.md)). What an operator does about them: [troubleshoot](../how-to/troubleshoot.md).
@@ -56,6 +57,9 @@ ADVICE: Final = {
     "model_not_found": "Ask `GET /v1/models` what this key can call.",
     "invalid_api_key": _KEY,
     "model_not_allowed": "Use a model this key is for, or another key.",
+    "idempotency_key_in_use": "Wait `Retry-After` seconds, then send the same again for its answer.",
+    "idempotency_key_reused": "Use a new key for a new request.",
+    "insufficient_quota": "Ask for less, wait for the reset that the message names, or have the budget raised.",
     "overloaded": _WAIT,
     "no_replica": _WAIT,
     "shutting_down": "Wait `Retry-After` seconds if given, then retry.",
@@ -80,6 +84,11 @@ SPECIAL: Final = {
     "invalid_schema": Special("invalid_request", "A JSON schema (of a tool or a response format) is not sound.", _FIX),
     "engine_refused": Special(
         "invalid_request", "The engine or upstream answered 400, 413 or 422; the message has its words.", _FIX
+    ),
+    "model_unpriced": Special(
+        "model_not_allowed",
+        "The model has no price, and this platform serves only what has one.",
+        "Use a model with a price, or have one set.",
     ),
     "missing_api_key": Special("invalid_api_key", "No key was sent.", "Send `Authorization: Bearer hw-…`."),
     "expired_api_key": Special("invalid_api_key", "The key's time is over.", _KEY),

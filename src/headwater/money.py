@@ -189,7 +189,9 @@ def calls_cost_nanos(
     Without tiers it is the cost of the calls' sum. Three prompts of 100,000 tokens are no prompt of 300,000.
     Raises OverflowError beyond 63 bits.
     """
-    per_million = sum(_tokens_cost(usage, price) for usage in calls) + _other_units_cost(units, price)
+    per_million = sum([_tokens_cost(usage, price) for usage in calls]) + _other_units_cost(units, price)
+    if not price.multipliers and not units.milliseconds:
+        return _within_63_bits((per_million + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE)
     thousandths = per_million * _MS_PER_SECOND + units.milliseconds * price.second
     total = thousandths * dict(price.multipliers).get(service_tier, PARTS_PER_MILLION)
     return _within_63_bits((total + _DIVISOR // 2) // _DIVISOR)

@@ -15,8 +15,8 @@ from pathlib import Path
 import structlog
 from starlette.types import ASGIApp
 
-from headwater.admin.books import Books, open_books, publish_prices
 from headwater.admin.administration import Administration
+from headwater.admin.books import Books, open_books, publish_prices
 from headwater.admin.client import build_administration
 from headwater.admin.server import OnLoop, build_admin_app
 from headwater.catalogue.resolve import ResolvedModel
@@ -26,8 +26,12 @@ from headwater.controller.supervisor import DeploymentPlan, Supervisor
 from headwater.gateway.app import Gateway
 from headwater.gateway.live import LiveBooks
 from headwater.gateway.server import HttpServer
-from headwater.ledger import store
+from headwater.gateway.webhooks import Webhooks
+from headwater.housekeeping import Housekeeping, every
+from headwater.ledger import archive, store
+from headwater.ledger.background_verify import BackgroundVerify
 from headwater.ledger.load_book import load_book
+from headwater.ledger.verify_result import VerifyResult
 from headwater.replica import ReplicaStatus
 from headwater.settings.model import DeploymentSettings, Settings
 
@@ -36,6 +40,7 @@ log = structlog.get_logger()
 SOCKET_PATH_BYTES_MAX = 107
 """A Unix socket's address holds 108 bytes, the closing zero among them."""
 _ENGINE_SOCKET_NAME_BYTES = 18
+ARCHIVE_INTERVAL_S = 3600.0
 
 
 class Platform:
@@ -53,6 +58,7 @@ class Platform:
         self._loop = asyncio.get_running_loop()
         self._servers: list[HttpServer] = []
         self._books: Books | None = None
+        self._housekeeping = Housekeeping()
         self._run_directory: Path | None = None
         self.ledger_failure: asyncio.Future[BaseException] = self._loop.create_future()
         """Resolves when the ledger failed: the process is then to end with a failure."""
@@ -91,7 +97,7 @@ class Platform:
             gateway=self.gateway,
         )
         self.supervisor.start()
-        self._housekeeping = asyncio.ensure_future(self.gateway.cashier.keep_house())
+        self._keep_house()
         admin = build_admin_app(self.administration)
         faces: list[tuple[ASGIApp, socket.socket]] = [(self.gateway.app, listener), (admin, admin_listener)]
         for app, bound in faces:
@@ -117,14 +123,43 @@ class Platform:
         for server in self._servers:
             await server.stop()
         if hasattr(self, "supervisor"):
-            self._housekeeping.cancel()
             await self.supervisor.stop()
+        await self._housekeeping.stop()
         await self.gateway.close()
         if self._books is not None:
             await asyncio.to_thread(self._books.close)
         if self._run_directory is not None:
             shutil.rmtree(self._run_directory, ignore_errors=True)
         log.info("platform_stopped")
+
+    def _keep_house(self) -> None:
+        """Begin what runs besides serving: holds and credit expire, notices go out, old records leave, the books are proved."""
+        settings, books, begin = self._settings, self._books, self._housekeeping.begin
+        assert books is not None
+        begin("expire", self.gateway.cashier.keep_house)
+        if settings.webhooks:
+            webhooks = Webhooks(
+                settings.webhooks,
+                database=books.database,
+                writer=books.writer,
+                telemetry=self.gateway.telemetry,
+                clock=self._clock,
+            )
+            self.gateway.cashier.on_notice = webhooks.wake
+            begin("webhooks", webhooks.run)
+        directory = settings.store.data_directory / archive.DIRECTORY
+        archiver = archive.Archiver(
+            books.database, books.writer, directory, settings.store.archive_after_days, self._clock
+        )
+        begin("archive", lambda: every(ARCHIVE_INTERVAL_S, archiver.run_once))
+        verify = BackgroundVerify(books.database, settings.store.verify_interval_s, self._verified)
+        begin("verify", verify.run)
+
+    def _verified(self, result: VerifyResult) -> None:
+        """The books were recomputed."""
+        telemetry = self.gateway.telemetry
+        telemetry.verified.set(int(result.is_ok))
+        telemetry.verified_at.set(self._clock.now_s())
 
     def _ledger_failed(self, failure: BaseException) -> None:
         """Called on the writer's thread."""

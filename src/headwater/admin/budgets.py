@@ -22,7 +22,7 @@ from headwater.settings.problems import did_you_mean
 
 THRESHOLDS_DEFAULT: Final = (80, 100)
 PERIOD_DAYS_MAX: Final = 3660
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,62}")
+_TAG = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 class CreateBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,7 +239,7 @@ def _scope(administration: Administration, wish: CreateBudget) -> tuple[str, Sco
     if not _TAG.fullmatch(wish.tag):
         raise OperatorError(
             f"{wish.tag[:80]!r} can't be a tag.",
-            now="A tag has 1 to 63 characters from A-Z a-z 0-9 . _ : - and begins with a letter or digit.",
+            now="A tag has 1 to 64 letters, digits, `.`, `_`, `:` or `-`, as the header x-headwater-tags takes it.",
         )
     return owner.id, "tag", wish.tag
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The database: upgrade, check, back up, restore, archive.")
 
-LOCK_WAIT_S = 5.0
+LOCK_WAIT_S = 1.0
 DAY_S = 86_400
 
 

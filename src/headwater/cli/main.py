@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from headwater import __version__
-from headwater.cli import budgets, config, db, doctor, grants, keys, models, organizations, prices, projects, up, usage
+from headwater.cli import (
+    budgets,
+    config,
+    db,
+    doctor,
+    grants,
+    keys,
+    ledger,
+    models,
+    organizations,
+    prices,
+    projects,
+    up,
+    usage,
+)
 from headwater.cli.output import exit_code, print_error
 from headwater.errors import OperatorError
 
@@ -46,7 +60,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(grants.app, name="grants")
 app.add_typer(prices.app, name="prices")
-app.command("usage")(usage.usage)
+app.add_typer(usage.app, name="usage")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(db.app, name="db")

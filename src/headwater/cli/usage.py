@@ -1,4 +1,4 @@
-"""`headwater usage`: what was used and what it cost, by model, key or day."""
+"""`headwater usage`: what was used and what it cost, by model, key or day; and the receipt of one request."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -11,8 +11,12 @@ from headwater.errors import OperatorError
 
 DAYS_DEFAULT = 30
 
+app = typer.Typer(invoke_without_command=True)
 
+
+@app.callback()
 def usage(
+    context: typer.Context,
     by: Annotated[Literal["model", "key", "day"], typer.Option("--by", help="What to sum by.")] = "model",
     start: Annotated[
         str | None,
@@ -26,6 +30,8 @@ def usage(
     as_json: JsonOption = False,
 ) -> None:
     """Show requests, tokens and cost. Reads beside the running platform; changes nothing."""
+    if context.invoked_subcommand is not None:
+        return
     from headwater.ledger.migrate import HEAD, current_revision
     from headwater.ledger.reports import reader_engine, usage_by
     from headwater.money import format_nanos
@@ -88,6 +94,38 @@ def usage(
         ],
         numbers=columns[1:],
     )
+
+
+@app.command("receipt")
+def receipt(
+    request_id: Annotated[
+        str,
+        typer.Argument(metavar="REQUEST_ID", help="The answer's x-request-id (req_…).", show_default=False),
+    ],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one request: who, what, how it was counted, what it cost and why, and where the money went."""
+    from headwater.cli.ledger import reading
+    from headwater.cli.receipt_output import receipt_text
+    from headwater.ledger.receipt import read_receipt
+
+    settings = load_settings(config, overrides).settings
+    with reading(settings.store.path) as connection:
+        found = read_receipt(connection, request_id)
+    if found is None:
+        raise OperatorError(
+            f"The books have no request {request_id!r}.",
+            why="A request leaves a record once it was authenticated, complete and resolved. Old ones are archived.",
+            now="Its id is in the answer's header x-request-id and in the log line request_settled.",
+        )
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+    else:
+        typer.echo(receipt_text(found, settings.billing.currency))
 
 
 def _moment(text: str | None, option: str) -> datetime | None:

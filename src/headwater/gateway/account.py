@@ -1,6 +1,7 @@
 """What a key can see of itself: the models it may call (`/v1/models`) and what it has used (`/v1/usage`)."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import msgspec
 
 from headwater.clock import Clock
 from headwater.dialects.openai_models import ModelObject, model_body, models_body
-from headwater.errors import InvalidRequest, UnsupportedField
+from headwater.errors import InvalidRequest, NotFound, UnsupportedField
 from headwater.gateway.cashier import Cashier
 from headwater.gateway.http import Answer, Scope
 from headwater.gateway.routing import ModelDirectory, Target
 from headwater.ledger.caps import Counter
-from headwater.ledger.store import ModelUsage, open_reader, read_key_usage
+from headwater.ledger.receipt import Receipt, for_caller, read_receipt
+from headwater.ledger.store import ModelUsage, is_request_of, open_reader, read_key_usage
 from headwater.money import format_nanos
 from headwater.request import Principal
 
@@ -102,6 +104,21 @@ class Account:
             data=[_usage_wire(row) for row in rows],
         )
         return Answer(msgspec.json.encode(wire))
+
+    async def get_receipt(self, scope: Scope, principal: Principal | None) -> Answer:
+        """The receipt of one request of this key's project; 404 for any other, as for one that doesn't exist."""
+        assert principal is not None
+        request_id = scope["path_params"]["request_id"]
+        receipt = await asyncio.to_thread(self._read_receipt, request_id, principal.project_id)
+        if receipt is None:
+            raise NotFound(f"There is no request {request_id[:100]!r} of this key's project.")
+        return Answer(msgspec.json.encode(for_caller(receipt)))
+
+    def _read_receipt(self, request_id: str, project_id: str) -> Receipt | None:
+        with contextlib.closing(open_reader(self._database)) as connection:
+            if not is_request_of(connection, request_id, project_id):
+                return None  # found out in one look, whether the request is somebody else's or nobody's
+            return read_receipt(connection, request_id)
 
     def _read(self, key_id: str, start: datetime, end: datetime) -> list[ModelUsage]:
         connection = open_reader(self._database)

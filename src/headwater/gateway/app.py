@@ -117,6 +117,7 @@ class Gateway:
                 Route("/v1/models", keyed(account.list_models), methods=["GET"]),
                 Route("/v1/models/{model:path}", keyed(account.get_model), methods=["GET"]),
                 Route("/v1/usage", keyed(account.get_usage), methods=["GET"]),
+                Route("/v1/usage/{request_id}", keyed(account.get_receipt), methods=["GET"]),
                 Route("/health", public(health.health), methods=["GET"]),
                 Route("/ready", public(health.ready), methods=["GET"]),
                 Route("/metrics", public(health.metrics), methods=["GET"]),

@@ -7,7 +7,7 @@ and hands what was decided to the settler. Owned by the event loop's thread.
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -110,6 +110,8 @@ class Cashier:
         self._currency = currency
         self._is_unpriced_refused = is_unpriced_refused
         self._receivers = tuple(receivers)
+        self.on_notice: Callable[[], None] = _nobody
+        """Called when new notices are on the disk."""
         self._telemetry = telemetry
         self._clock = clock
         self._open: dict[int, Reservation] = {}
@@ -382,6 +384,10 @@ class Cashier:
 
     def _now_ms(self) -> int:
         return int(self._clock.now_s() * 1000)
+
+
+def _nobody() -> None:
+    """Nobody is to be told of notices."""
 
 
 class _Scopes(TypedDict):

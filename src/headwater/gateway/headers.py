@@ -45,7 +45,9 @@ def read_headers(scope: Mapping[str, Any]) -> Headers:
     for name, value in scope["headers"]:
         field = _FIELDS.get(name)
         if field is not None:
-            found[field] = value.decode("latin-1")
+            text = value.decode("latin-1")
+            # A list may come in several headers of one name, which mean the same as one (RFC 9110 §5.3).
+            found[field] = f"{found[field]},{text}" if field == "tags" and field in found else text
     if "content_length" in found:
         found["content_length"] = int(found["content_length"])  # digits: the HTTP parser saw to that
     if "client_request_id" in found:

@@ -295,6 +295,8 @@ class Life:
             try:
                 if ending.outcome != "rejected":
                     await asyncio.shield(settled)
+                    if settlement.notices:
+                        context.cashier.on_notice()
                 context.telemetry.settled(settlement)
             except LedgerUnavailable as unavailable:
                 error = unavailable

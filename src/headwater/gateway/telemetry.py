@@ -108,6 +108,14 @@ class Telemetry:
         self.bad_lines = Counter(
             "headwater_gateway_upstream_bad_lines", "Unreadable lines passed over in engine streams.", registry=registry
         )
+        self.verified = Gauge(
+            "headwater_ledger_verified",
+            "1 when the last verification found every row and sum as the log says, 0 when not.",
+            registry=registry,
+        )
+        self.verified_at = Gauge(
+            "headwater_ledger_verified_timestamp_seconds", "When the books were last verified.", registry=registry
+        )
         self.live = Gauge("headwater_gateway_live_requests", "Requests being served or queued.", registry=registry)
         registry.register(_LedgerCollector(writer))
         self._models: dict[str, _ModelMetrics] = {}

@@ -115,6 +115,7 @@ class Book:
         self._caps: dict[str, tuple[Cap, ...]] = {}
         self._keys: OrderedDict[str, tuple[Cap, ...]] = OrderedDict()
         self._key_used_ms: dict[str, int] = {}
+        self._stacks: dict[tuple[str, str, str], tuple[Cap, ...]] = {}  # of organization, project and key together
         self._expiring: list[tuple[int, str, Lot]] = []
         self.open_holds: dict[int, Hold] = {}
 
@@ -156,12 +157,14 @@ class Book:
         cap = Cap(terms)
         cap.restore(restored or {})
         caps[scope] = (*caps.get(scope, ()), cap)
+        self._stacks.clear()
 
     def drop_budget(self, terms: BudgetTerms) -> None:
         """A budget is archived: nothing more is held under it; what is, settles there."""
         caps, scope = self._place(terms)
         if caps is not None:
             caps[scope] = tuple(cap for cap in caps.get(scope, ()) if cap.terms.id != terms.id)
+            self._stacks.clear()
 
     def load_key(self, key_id: str, caps: Sequence[Cap], now_ms: int) -> None:
         """The caps of a key as the disk has them, unless the key is here already: memory is ahead of the disk."""
@@ -205,6 +208,7 @@ class Book:
                 self._keys.move_to_end(key_id)
                 return  # one try each time: the bound is soft, since what is in use can't leave
             del self._keys[key_id], self._key_used_ms[key_id]
+            self._stacks.clear()
 
     # -- reserve and settle ------------------------------------------------------------------------------------------
 
@@ -300,23 +304,28 @@ class Book:
 
     def oldest_open(self) -> int:
         """The id below which every reservation is resolved."""
-        return min(self.open_holds, default=self._next_id)
+        return next(iter(self.open_holds), self._next_id)  # they were added in ascending order
 
     def _counters(
         self, organization_id: str, project_id: str, key_id: str, tags: Sequence[str], now_ms: int
     ) -> tuple[list[Counter], Wallet]:
-        caps = self._caps
+        payer = (organization_id, project_id, key_id)
+        stack = self._stacks.get(payer)
+        if stack is None:
+            stack = self._stacks[payer] = self._stack(organization_id, project_id, key_id)
+        found: list[Counter] = []
+        if stack:
+            found = [cap.counter(now_ms) for cap in stack]
+            self._key_used_ms[key_id] = now_ms
+        for tag in dict.fromkeys(tags):  # one named twice is still one
+            found += [cap.counter(now_ms) for cap in self._caps.get(f"{organization_id}/{tag}", ())]
+        return found, self._wallets[organization_id]
+
+    def _stack(self, organization_id: str, project_id: str, key_id: str) -> tuple[Cap, ...]:
         key_caps = self._keys.get(key_id)
         if key_caps is None:
             raise KeyNotLoaded(key_id)
-        found = [cap.counter(now_ms) for cap in caps.get(organization_id, ())]
-        found += [cap.counter(now_ms) for cap in caps.get(project_id, ())]
-        if key_caps:
-            found += [cap.counter(now_ms) for cap in key_caps]
-            self._key_used_ms[key_id] = now_ms
-        for tag in dict.fromkeys(tags):  # one named twice is still one
-            found += [cap.counter(now_ms) for cap in caps.get(f"{organization_id}/{tag}", ())]
-        return found, self._wallets[organization_id]
+        return (*self._caps.get(organization_id, ()), *self._caps.get(project_id, ()), *key_caps)
 
     def _shortfall(self, counter: Counter, needed_nanos: int) -> Shortfall:
         terms = counter.terms

@@ -6,6 +6,7 @@ worked out again by hand: each line of its arithmetic is a number of units times
 
 import json
 from collections.abc import Iterator, Sequence
+from decimal import Decimal, localcontext
 from typing import Any
 
 import msgspec
@@ -93,7 +94,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """The receipt of one request. Amounts are exact decimal strings in the currency; None: not known, or there is none.
 
     record parts are None while the request runs. cost: by the price; charged: what the caller pays of it; absorbed: what
-    the platform bears. arithmetic: how the cost comes about, empty where nothing is owed. entries_sum: "0".
+    the platform bears. arithmetic: how the cost comes about, empty where nothing is owed. exact_sum: of its lines; the cost
+    is that, rounded half up to a billionth. entries_sum: "0".
     """
 
     request_id: str
@@ -123,6 +125,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     price_id: str | None
     price_effective_at_ms: int | None
     arithmetic: list[ArithmeticLine]
+    exact_sum: str | None
     explanation: list[str]
     cost: str | None
     charged: str | None
@@ -221,6 +224,7 @@ def _receipt(
         price_id=about["price_id"],
         price_effective_at_ms=effective_at_ms,
         arithmetic=lines,
+        exact_sum=_exact_sum(lines) if lines else None,
         explanation=list(_explanation(record, held, resolution, absorbed_nanos)),
         cost=None if charged_nanos is None else format_nanos(charged_nanos + absorbed_nanos),
         charged=None if charged_nanos is None else format_nanos(charged_nanos),
@@ -335,6 +339,12 @@ def _line(what: str, units: int, nanos: int, price: Price, service_tier: str) ->
         format_nanos(nanos),
         _decimal(units * nanos * multiplier, NANOS_PER_UNIT * TOKENS_PER_PRICE * PARTS_PER_MILLION),
     )
+
+
+def _exact_sum(lines: Sequence[ArithmeticLine]) -> str:
+    """No digit is lost: an amount has at most 21 digits behind its point."""
+    with localcontext(prec=80):
+        return f"{sum((Decimal(line.amount) for line in lines), Decimal(0)):f}"
 
 
 def _decimal(number: int, divisor: int) -> str:

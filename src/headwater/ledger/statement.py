@@ -57,7 +57,7 @@ _SNAPSHOT = (
     " (SELECT coalesce(sum(balance_nanos), 0) FROM balances WHERE account = 'held/' || :id),"
     " (SELECT coalesce(sum(amount_nanos), 0) FROM carried_sums"
     "  WHERE kind = 'balance' AND name IN ('wallet/' || :id, 'held/' || :id)),"
-    " (SELECT coalesce(sum(records_count), 0) FROM archives)"
+    " (SELECT coalesce(min(started_at_ms), 0) / 3600000 FROM epochs), (SELECT coalesce(sum(records_count), 0) FROM archives)"
 )
 _NAMES = {"project": "SELECT id, name FROM projects", "key": "SELECT id, name FROM api_keys"}
 
@@ -169,11 +169,11 @@ class _Reading:
             archived_to = store.read_state(connection, ARCHIVED_TO) or 0
         finally:
             connection.execute("COMMIT")
-        to, after, transfers_to, balance_nanos, held_nanos, carried_nanos, archived_count = row
+        to, after, transfers_to, balance_nanos, held_nanos, carried_nanos, began_hour, archived_count = row
         self._read_charges(after, to)
         self._read_transfers(transfers_to)
         if archived_to:
-            self._read_archived(archived_to)
+            self._read_archived(began_hour, archived_to)
         if connection.execute(_SNAPSHOT, {"id": self._organization.id}).fetchone()[-1] != archived_count:
             return None
         start_ms, end_ms = self._span
@@ -220,9 +220,9 @@ class _Reading:
             if place == "within" and kind == "late_post" and group is not None:
                 self._add(group, (), nanos)
 
-    def _read_archived(self, archived_to: int) -> None:
+    def _read_archived(self, began_hour: int, archived_to: int) -> None:
         """Archived requests of the span by group, and the charges of those after it."""
-        first, last = (moment // MS_PER_HOUR for moment in self._span)
+        first, last = (max(moment // MS_PER_HOUR, began_hour) for moment in self._span)
         for group, sums in self._archived(first, min(last, archived_to)).items():
             self._moved["within", "archived"] += sums[-1]
             if any(sums):

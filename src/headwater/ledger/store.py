@@ -264,6 +264,10 @@ SELECT_ANSWERS_BYTES = (
     "SELECT p.is_storage_allowed, coalesce(sum(length(i.answer)), 0) FROM projects p"
     " LEFT JOIN idempotency_keys i ON i.project_id = p.id AND i.expires_at_ms > ? WHERE p.id = ? GROUP BY p.id"
 )
+SELECT_IS_REQUEST_OF = (
+    "SELECT EXISTS (SELECT 1 FROM usage_records WHERE request_id = ?1 AND project_id = ?2)"
+    " OR EXISTS (SELECT 1 FROM reservations WHERE request_id = ?1 AND project_id = ?2)"
+)
 SELECT_MAX_EPOCH = "SELECT coalesce(max(id), 0) FROM epochs"
 SELECT_KEY_USAGE = (
     "SELECT model, count(*), sum(uncached_input), sum(cache_read), sum(cache_write), sum(output), sum(reasoning),"
@@ -345,6 +349,12 @@ def read_budgets(connection: Connection, key_id: str | None = None) -> list[Budg
 def read_organizations_paying(connection: Connection) -> list[tuple[str, bool, str | None]]:
     """Every organization, whether it pays beforehand, and its own currency (None: the platform's)."""
     return [(row[0], bool(row[1]), row[2]) for row in connection.execute(SELECT_ORGANIZATIONS_PAYING)]
+
+
+def is_request_of(connection: Connection, request_id: str, project_id: str) -> bool:
+    """Whether the books have this request and it is that project's."""
+    row = connection.execute(SELECT_IS_REQUEST_OF, (request_id, project_id)).fetchone()
+    return bool(row[0])
 
 
 def read_next_epoch(connection: Connection) -> int:

@@ -34,6 +34,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 """What we call a column, and what providers call it; the first that is there counts."""
 
 _EXACT = Context(prec=80, rounding=ROUND_HALF_UP)
+_DIGITS_MAX = 30
+"""Of a number before its decimal point; no true one comes near."""
 _UNIX_MS_FROM = 10**11
 """Numbers from here on are milliseconds: as seconds they would be the year 5138."""
 
@@ -96,7 +98,7 @@ def _csv_records(text: str) -> Iterator[tuple[str, Record]]:
             if any(value.strip() for value in row.values()):
                 yield place, {_plain(name): value.strip() for name, value in row.items()}
     except csv.Error as error:
-        raise _unreadable(f"line {reader.line_num}", f"is no CSV: {error}") from error
+        raise _unreadable(f"line {reader.line_num + 1}", f"is no CSV: {error}") from error
 
 
 def _json_records(text: str) -> Iterator[tuple[str, Record]]:
@@ -209,8 +211,9 @@ def _number(record: Record, column: str, figure: Figure, place: str) -> Decimal:
         number = Decimal(text)
     except InvalidOperation:
         number = Decimal("NaN")
-    is_whole = number.is_finite() and number == number.to_integral_value()
-    if not number.is_finite() or (figure != "cost" and not (is_whole and number >= 0)):
+    is_sane = number.is_finite() and -_DIGITS_MAX < number.adjusted() < _DIGITS_MAX
+    is_whole = is_sane and number == number.to_integral_value()
+    if not is_sane or (figure != "cost" and not (is_whole and number >= 0)):
         kind = "an amount" if figure == "cost" else "a whole number"
         raise _unreadable(place, f"has {column} {value!r}, which is not {kind}")
     return number

@@ -20,13 +20,13 @@ import msgspec
 
 from headwater.errors import OperatorError
 from headwater.ledger import store
-from headwater.ledger.migrate import HEAD, current_revision
+from headwater.ledger.migrate import current_revision, require_head
 from headwater.ledger.store import DatabaseError
 from headwater.ledger.verify_log import Archived, Progress, Verification
 from headwater.ledger.verify_result import VerifyResult
 
 CHUNK_COUNT = 5_000
-EXIT_OK, EXIT_DIFFERS, EXIT_UNREADABLE = 0, 1, 2
+EXIT_OK, EXIT_DIFFERS, EXIT_UNREADABLE, EXIT_INTERRUPTED = 0, 1, 2, 130
 TRIES_MAX = 3
 BAR_WIDTH = 30
 
@@ -65,13 +65,9 @@ def check_readable(database: Path) -> None:
     revision = current_revision(database)
     if revision is None:
         raise OperatorError(
-            f"There are no books yet: {database} doesn't exist.", now="Start the platform: headwater up."
+            f"There are no books yet: {database} doesn't exist.", now="Start the platform first: headwater up."
         )
-    if revision != HEAD:
-        raise OperatorError(
-            f"{database} has schema {revision}, this program reads {HEAD}.",
-            now="Bring it up to date first: headwater db upgrade.",
-        )
+    require_head(database, revision)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
             _print(msgspec.json.encode({"database": str(given.database), "verdict": "unreadable", "error": str(error)}))
         sys.stderr.write(f"error: {error}\n")
         return EXIT_UNREADABLE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     finally:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")

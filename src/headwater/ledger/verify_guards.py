@@ -25,10 +25,8 @@ def check_guards(connection: Connection, findings: Findings) -> int:
     )
     for statement in PROGRAM:
         name = statement.split()[2]
-        if name not in stored:
-            findings.add("sqlite_master", name, "sql", None, statement)
-        elif _plain(stored[name]) != _plain(statement):
-            findings.add("sqlite_master", name, "sql", stored[name], statement)
+        if name not in stored or _plain(stored[name]) != _plain(statement):
+            findings.add("sqlite_master", name, "definition", stored.get(name), "as it was made")
     for table, columns in UNIQUE:
         if not _has_unique(connection, table, columns):
             findings.add("sqlite_master", table, f"UNIQUE ({', '.join(columns)})", None, "unique")

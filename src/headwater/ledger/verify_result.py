@@ -21,7 +21,7 @@ class Difference(msgspec.Struct, frozen=True):
     recomputed: int | str | None
 
     def __str__(self) -> str:
-        return f"{self.table} {self.id}: {self.what} is {_shown(self.stored)}, recomputed {_shown(self.recomputed)}"
+        return f"{self.table} {self.id}: {self.what} is {_shown(self.stored)}, should be {_shown(self.recomputed)}"
 
 
 class Findings:

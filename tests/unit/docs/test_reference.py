@@ -12,6 +12,7 @@ from starlette.routing import Route
 from headwater.clock import SystemClock
 from headwater.gateway.app import Gateway
 from headwater.gateway.telemetry import Telemetry
+from headwater.ledger.book import Book
 from headwater.ledger.migrate import main as migrate
 from headwater.ledger.rows import Settlement, UsageRow
 from headwater.ledger.schema import metadata
@@ -32,7 +33,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     migrate(database)
     writer = LedgerWriter(open_writer(database), on_fatal=lambda _: None)
     settings = load(config_path=None, environ={}).settings
-    gateway = Gateway(settings, writer=writer, database=database, prices={}, clock=SystemClock())
+    gateway = Gateway(settings, writer=writer, database=database, book=Book(), epoch=1, clock=SystemClock())
     yield gateway
     await gateway.close()
     writer.close()
