@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HEADWATER_MODELS__DIRECTORY ?= $(CURDIR)/data/models
 TEST_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 
-.PHONY: help up test check unit models apt docs lock bench bench-engine clean
+.PHONY: help up test check unit models apt docs lock bench bench-engine bench-ledger gate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ bench: $(VENV)/.developed  ## the gateway's cost beside its peers (about 15 minu
 
 bench-engine: $(VENV)/.developed models  ## the engine through the gateway beside the bare engine
 	$(BIN)/python -m bench.engine $(ARGS)
+
+bench-ledger: $(VENV)/.developed  ## what a reservation and a settlement cost, empty and with 5 million records
+	$(BIN)/python -m bench.ledger $(ARGS)
+
+gate: $(VENV)/.developed apt  ## the long rigs (up to 90 minutes; TEST="t1 t4" for some); results in gate/results
+	$(BIN)/python -m gate $(TEST) $(ARGS)
 
 clean:  ## remove the environment and caches; data and models stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

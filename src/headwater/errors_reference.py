@@ -31,9 +31,10 @@ a `[DONE]` after it, and what was received until then is settled.
 """
 
 _CLOSING: Final = """
-`Retry-After` holds whole seconds. It comes with `overloaded`, `no_replica` and `idempotency_key_in_use`, and with `shutting_down` when a new request is
-refused. `401` carries `www-authenticate: Bearer`. Where it is certain whether sending the request again can help, `x-should-retry` says so, which the
-official SDKs obey: `false` with `insufficient_quota` and `idempotency_key_reused`, `true` with `idempotency_key_in_use`.
+`Retry-After` holds whole seconds. It comes with `overloaded`, `no_replica` and `idempotency_key_in_use`, and with
+`shutting_down` when a new request is refused. `401` carries `www-authenticate: Bearer`. Where it is certain whether sending
+the request again can help, `x-should-retry` says so, which the official SDKs obey: `false` with `insufficient_quota` and
+`idempotency_key_reused`, `true` with `idempotency_key_in_use`.
 
 Errors of the command line have no codes: they say what happened, why and what now, and the exit code tells scripts
 ([command line](cli.md)). What an operator does about them: [troubleshoot](../how-to/troubleshoot.md).

@@ -11,15 +11,17 @@ import structlog
 log = structlog.get_logger()
 
 AGAIN_AFTER_S = 60.0
+FIRST_AFTER_S = 60.0
 
 Task = Callable[[], Awaitable[None]]
 
 
 async def every(interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
-    """Do the work again and again, so long after the last time was done."""
+    """Do the work again and again, so long after the last time was done; first a minute after the start."""
+    await asyncio.sleep(min(FIRST_AFTER_S, interval_s))
     while True:
-        await asyncio.sleep(interval_s)
         await work()
+        await asyncio.sleep(interval_s)
 
 
 class Housekeeping:

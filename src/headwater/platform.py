@@ -22,12 +22,12 @@ from headwater.admin.server import OnLoop, build_admin_app
 from headwater.catalogue.resolve import ResolvedModel
 from headwater.clock import Clock
 from headwater.controller.calibration import Calibration
-from headwater.controller.supervisor import DeploymentPlan, Supervisor
+from headwater.controller.supervisor import DeploymentPlan, Supervisor, trim_log
 from headwater.gateway.app import Gateway
 from headwater.gateway.live import LiveBooks
 from headwater.gateway.server import HttpServer
 from headwater.gateway.webhooks import Webhooks
-from headwater.housekeeping import Housekeeping, every
+from headwater.housekeeping import FIRST_AFTER_S, Housekeeping, every
 from headwater.ledger import archive, store
 from headwater.ledger.background_verify import BackgroundVerify
 from headwater.ledger.load_book import load_book
@@ -151,9 +151,23 @@ class Platform:
         archiver = archive.Archiver(
             books.database, books.writer, directory, settings.store.archive_after_days, self._clock
         )
-        begin("archive", lambda: every(ARCHIVE_INTERVAL_S, archiver.run_once))
-        verify = BackgroundVerify(books.database, settings.store.verify_interval_s, self._verified)
-        begin("verify", verify.run)
+        verify = BackgroundVerify(books.database, self._verified)
+        one_at_a_time = asyncio.Lock()  # what is moved away while the log is read has to be read again
+
+        async def archive_once() -> None:
+            async with one_at_a_time:
+                await archiver.run_once()
+
+        async def verify_once() -> None:
+            async with one_at_a_time:
+                await verify.verify_once()
+
+        async def trim_logs() -> None:
+            await asyncio.gather(*(asyncio.to_thread(trim_log, one.log_path) for one in self.supervisor.replicas))
+
+        begin("archive", lambda: every(ARCHIVE_INTERVAL_S, archive_once))
+        begin("verify", lambda: every(settings.store.verify_interval_s, verify_once))
+        begin("logs", lambda: every(FIRST_AFTER_S, trim_logs))
 
     def _verified(self, result: VerifyResult) -> None:
         """The books were recomputed."""

@@ -32,7 +32,7 @@ def usage(
     """Show requests, tokens and cost. Reads beside the running platform; changes nothing."""
     if context.invoked_subcommand is not None:
         return
-    from headwater.ledger.migrate import HEAD, current_revision
+    from headwater.ledger.migrate import current_revision, require_head
     from headwater.ledger.reports import reader_engine, usage_by
     from headwater.money import format_nanos
 
@@ -47,11 +47,7 @@ def usage(
         raise OperatorError(
             f"There is no usage yet: {database} doesn't exist.", now="Start the platform first: headwater up."
         )
-    if revision != HEAD:
-        raise OperatorError(
-            f"{database} has schema {revision}, this program reads {HEAD}.",
-            now="Start the platform with this version once.",
-        )
+    require_head(database, revision)
     engine = reader_engine(database)
     try:
         sums = usage_by(engine, by, start=since, end=until)

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 TERMINATE_GRACE_S = 5.0
 LOG_BYTES_MAX = 8 * 2**20
+LOG_KEPT_BYTES = 2**20
 LOG_TAIL_LINES = 5
 _ENGINE_ERROR = re.compile(r"[\d.]+ E (.+)")
 """A line of llama.cpp's log at its error level: the time since its start, the level, the message."""
@@ -65,11 +66,12 @@ class DeploymentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplicaTask:
-    """One replica: its state machine, its process, its log file."""
+    """One replica: its state machine, its process, its log file. number: among the replicas of its deployment."""
 
     def __init__(
         self,
         plan: DeploymentPlan,
+        number: int,
         *,
         run_directory: Path,
         log_directory: Path,
@@ -81,7 +83,7 @@ class ReplicaTask:
         self.id = new_id(REPLICA)
         self.plan = plan
         self.replica = Replica()
-        self.log_path = log_directory / f"{plan.name}-{self.id[-6:]}.log"
+        self.log_path = log_directory / f"{plan.name}-{number}.log"
         self._socket_path = run_directory / f"{self.id[-12:]}.sock"
         self._calibration = calibration
         self._clock = clock
@@ -300,6 +302,7 @@ class Supervisor:
         self.replicas = [
             ReplicaTask(
                 plan,
+                number,
                 run_directory=run_directory,
                 log_directory=log_directory,
                 calibration=calibration,
@@ -308,7 +311,7 @@ class Supervisor:
                 gateway=gateway,
             )
             for plan in plans
-            for _ in range(plan.replicas_count)
+            for number in range(plan.replicas_count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._something_changed = asyncio.Event()
@@ -336,6 +339,16 @@ class Supervisor:
         self._something_changed.set()
         name = changed.plan.name
         self._gateway.report(name, [replica.status for replica in self.replicas if replica.plan.name == name])
+
+
+def trim_log(path: Path) -> None:
+    """Begin an over-long log anew while its engine writes to it; its last part is kept beside it, as `NAME.log.1`."""
+    if not path.exists() or path.stat().st_size <= LOG_BYTES_MAX:
+        return
+    with path.open("rb") as log_file:
+        log_file.seek(-LOG_KEPT_BYTES, os.SEEK_END)
+        path.with_suffix(".log.1").write_bytes(log_file.read(LOG_KEPT_BYTES))
+    os.truncate(path, 0)  # the engine appends: what it writes next is the beginning
 
 
 def _open_log(path: Path) -> BinaryIO:

@@ -16,8 +16,9 @@ from headwater.gateway.cashier import Cashier
 from headwater.gateway.http import Answer, Scope
 from headwater.gateway.routing import ModelDirectory, Target
 from headwater.ledger.caps import Counter
+from headwater.ledger.hours import UsageSums, read_usage
 from headwater.ledger.receipt import Receipt, for_caller, read_receipt
-from headwater.ledger.store import ModelUsage, is_request_of, open_reader, read_key_usage
+from headwater.ledger.store import is_request_of, open_reader
 from headwater.money import format_nanos
 from headwater.request import Principal
 
@@ -120,12 +121,11 @@ class Account:
                 return None  # found out in one look, whether the request is somebody else's or nobody's
             return read_receipt(connection, request_id)
 
-    def _read(self, key_id: str, start: datetime, end: datetime) -> list[ModelUsage]:
-        connection = open_reader(self._database)
-        try:
-            return read_key_usage(connection, key_id, _milliseconds(start), _milliseconds(end))
-        finally:
-            connection.close()
+    def _read(self, key_id: str, start: datetime, end: datetime) -> list[UsageSums]:
+        with contextlib.closing(open_reader(self._database)) as connection:
+            return read_usage(
+                connection, "model", start_ms=_milliseconds(start), end_ms=_milliseconds(end), key_id=key_id
+            )
 
     def _span(self, query: bytes) -> tuple[datetime, datetime]:
         given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
@@ -175,9 +175,9 @@ def _budget_wire(counter: Counter) -> _BudgetWire:
     )
 
 
-def _usage_wire(row: ModelUsage) -> _ModelUsageWire:
+def _usage_wire(row: UsageSums) -> _ModelUsageWire:
     return _ModelUsageWire(
-        model=row.model,
+        model=str(row.group),
         requests_count=row.requests_count,
         input_tokens=row.usage.input,
         cached_input_tokens=row.usage.cache_read,

@@ -6,8 +6,9 @@ token and the prompt is estimated from its bytes. An attempt that produced nothi
 
 from headwater.events import Event, Finished, FinishReason, Reasoning, Text, ToolCallDelta, UsageReport
 from headwater.ids import ATTEMPT, new_id
+from headwater.ledger.charge import call_cost_nanos
 from headwater.ledger.rows import AttemptRow, Mark
-from headwater.money import Price, Units, cost_nanos
+from headwater.money import Price
 from headwater.request import Chat
 from headwater.usage import NO_USAGE, Outcome, Usage, UsageSource
 
@@ -130,10 +131,6 @@ class Attempt:
             started_at_ms=int(self.started_at_s * 1000),
             duration_ms=int(self.duration_s * 1000),
             cost_id=None if cost is None else cost.id,
-            cost_nanos=None if cost is None else _upstream_cost(usage, cost),
+            cost_nanos=None if cost is None else call_cost_nanos(usage, cost),
             report=None if self.lying_report is None else self.lying_report[:REPORT_BYTES_MAX].decode(errors="replace"),
         )
-
-
-def _upstream_cost(usage: Usage, cost: Price) -> int:
-    return 0 if usage == NO_USAGE else cost_nanos(usage, cost, units=Units(requests=1))

@@ -115,6 +115,7 @@ class Cashier:
         self._telemetry = telemetry
         self._clock = clock
         self._open: dict[int, Reservation] = {}
+        self._expired: dict[int, None] = {}
         self._refused_s: OrderedDict[str, float] = OrderedDict()
         self._open_from = 0
         self._budget_changes_count = 0
@@ -137,7 +138,9 @@ class Cashier:
             if price is None:
                 raise _refusal(shortfall) from None
             short = shortfall
-        counted = None if sized.is_counted else await count_input(sized.chat, target)
+        counted = None
+        if not sized.is_counted and _worst_case(request, _least(sized), price) <= short.available_nanos:
+            counted = await count_input(sized.chat, target)
         if counted is not None:  # by an engine of ours: bytes overshoot tokens about six times
             sized = sized._replace(input_tokens=min(counted, sized.input_tokens), is_counted=True)
             try:
@@ -250,7 +253,8 @@ class Cashier:
         if reservation is None:
             return NOTHING_HELD
         hold, row, now_ms = reservation.hold, reservation.row, self._now_ms()
-        self._open.pop(hold.id, None)
+        if self._open.pop(hold.id, None) is None:
+            self._expired.pop(hold.id, None)
         settled = self.book.settle(hold, cost_nanos or 0, now_ms)
         notices = self._announce(settled.thresholds, now_ms) if settled.thresholds else ()
         if not settled.is_late and not settled.absorbed_nanos:
@@ -355,13 +359,15 @@ class Cashier:
         for reservation in [one for one in self._open.values() if one.row.expires_at_ms <= now_ms]:
             row = reservation.row
             del self._open[row.id]
+            self._expired[row.id] = None
             settled = self.book.expire(reservation.hold, now_ms)
             self._settler.expire(row, ResolutionRow(row.id, "expire", 0, now_ms), settled)
             log.warning("reservation_expired", request_id=row.request_id, amount_nanos=row.amount_nanos)
         lapsed = self.book.expire_lots(now_ms)
         if lapsed:
             self._settler.lapse(lapsed)
-        open_from = self.book.oldest_open()
+        # One that has expired is still to be settled, or recovered.
+        open_from = min([self.book.oldest_open(), *self._expired])
         if open_from != self._open_from:
             self._open_from = open_from
             self._settler.remember(store.OPEN_FROM, open_from)
@@ -426,6 +432,14 @@ def _refusal(shortfall: Shortfall) -> InsufficientQuota:
         f"The budget of the {name} ({format_nanos(terms.limit_nanos)} {per}) has {has} left; this request may cost "
         f"up to {needs}. {until}"
     )
+
+
+def _least(sized: Sized) -> Sized:
+    """The least that could be held for it: if even that can't be paid, no engine need be asked to count."""
+    cap_tokens = sized.chat.output_tokens_max or 0
+    if not sized.is_stated:
+        cap_tokens = min(cap_tokens, OUTPUT_FLOOR_TOKENS)
+    return sized._replace(chat=with_output_cap(sized.chat, cap_tokens), input_tokens=0)
 
 
 def _worst_case(request: Request, sized: Sized, price: Price) -> int:

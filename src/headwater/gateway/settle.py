@@ -49,8 +49,6 @@ class Settler:
         self._is_under_way = False
         self._is_urgent = False
         self._lazy: asyncio.TimerHandle | None = None
-        self.on_notices: Callable[[], None] = lambda: None
-        """Called when notices that came with a settlement are on the disk."""
 
     def reserve(self, row: ReservationRow) -> "asyncio.Future[None]":
         """Write a stream's reservation; the future resolves when it is on the disk, or fails with LedgerUnavailable."""
@@ -69,10 +67,7 @@ class Settler:
 
         Whoever waits should shield it: cancelling the wait must not look like cancelling the settlement.
         """
-        done = self._add(Batch.settle, (settlement,), settlement.record.request_id, is_urgent=True)
-        if settlement.notices:
-            done.add_done_callback(lambda _: self.on_notices())
-        return done
+        return self._add(Batch.settle, (settlement,), settlement.record.request_id, is_urgent=True)
 
     def expire(self, held: ReservationRow, resolution: ResolutionRow, settled: Settled) -> "asyncio.Future[None]":
         """Write that a reservation's time is over."""

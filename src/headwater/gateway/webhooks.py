@@ -129,7 +129,10 @@ class Webhooks:
             receiver.woken.set()
 
     async def run(self) -> None:
-        """Send what is due, for ever; cancel it to stop. A try that is cut off so is made again at the next start."""
+        """Send what is due, for ever; cancel it to stop. A try that is cut off so is made again by the next run.
+
+        Raises what went wrong when the books can't be read; run it again then.
+        """
         try:
             await self._give_up_orphans()
             async with asyncio.TaskGroup() as group:
@@ -141,17 +144,13 @@ class Webhooks:
     async def _serve(self, receiver: _Receiver) -> None:
         while True:
             receiver.woken.clear()
+            pending = await asyncio.to_thread(self._read, receiver.id)
+            if pending.due:
+                await asyncio.gather(*(self._try(receiver, one) for one in pending.due))
+                continue
             wait_s = IDLE_S
-            try:
-                pending = await asyncio.to_thread(self._read, receiver.id)
-            except store.DatabaseError as error:
-                log.error("webhooks_interrupted", error=f"{type(error).__name__}: {error}")
-            else:
-                if pending.due:
-                    await asyncio.gather(*(self._try(receiver, one) for one in pending.due))
-                    continue
-                if pending.next_try_at_ms is not None:
-                    wait_s = min(IDLE_S, max(0.0, pending.next_try_at_ms / 1000 - self._clock.now_s()))
+            if pending.next_try_at_ms is not None:
+                wait_s = min(IDLE_S, max(0.0, pending.next_try_at_ms / 1000 - self._clock.now_s()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await receiver.woken.wait()

@@ -225,7 +225,9 @@ def read_held(connection: Connection) -> Counter[tuple[str, str]]:
     """What open requests hold, by (budget id, period key) and by (grant id, "")."""
     held: Counter[tuple[str, str]] = Counter()
     open_from = store.read_state(connection, store.OPEN_FROM) or 0
-    for reservation, _ in store.read_open_reservations(connection, open_from):
+    for reservation, _, is_expired in store.read_open_reservations(connection, open_from):
+        if is_expired:
+            continue
         for budget_id, period in json.loads(reservation.budgets or "[]"):
             held[budget_id, period] += reservation.amount_nanos
         for grant_id, nanos in json.loads(reservation.lots or "[]"):

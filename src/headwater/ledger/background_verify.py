@@ -12,27 +12,17 @@ from headwater.ledger.verify_result import VerifyResult
 
 log = structlog.get_logger()
 
-FIRST_AFTER_S = 60.0
-"""After a start the books are proved this soon, or an interval later where that is sooner."""
 NICE = 19
 SAID_CHARACTERS_MAX = 500
 
 
 class BackgroundVerify:
-    """Runs `headwater.ledger.verify` every so often. Owned by whoever runs the task of `run`."""
+    """Runs `headwater.ledger.verify`; cancelling whoever waits for it ends that process."""
 
-    def __init__(self, database: Path, interval_s: float, on_result: Callable[[VerifyResult], None]) -> None:
-        """interval_s: from the end of one verification to the begin of the next. on_result: called on the event loop."""
+    def __init__(self, database: Path, on_result: Callable[[VerifyResult], None]) -> None:
+        """on_result: called on the event loop."""
         self._database = database
-        self._interval_s = interval_s
         self._on_result = on_result
-
-    async def run(self) -> None:
-        """Verify for ever; cancelling it ends the process that is under way."""
-        await asyncio.sleep(min(FIRST_AFTER_S, self._interval_s))
-        while True:
-            await self.verify_once()
-            await asyncio.sleep(self._interval_s)
 
     async def verify_once(self) -> VerifyResult | None:
         """One verification, reported; None when it could not be made."""

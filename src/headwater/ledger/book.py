@@ -118,6 +118,7 @@ class Book:
         self._stacks: dict[tuple[str, str, str], tuple[Cap, ...]] = {}  # of organization, project and key together
         self._expiring: list[tuple[int, str, Lot]] = []
         self.open_holds: dict[int, Hold] = {}
+        self._expired: dict[int, Hold] = {}  # whose settlement may still come
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
@@ -280,6 +281,7 @@ class Book:
         if hold.is_settled:
             raise AlreadySettled(f"reservation {hold.id} was settled before")
         hold.is_settled = True
+        self._expired.pop(hold.id, None)
         for counter in hold.counters:
             counter.unsettled_count -= 1
         if hold.key_id in self._key_used_ms:
@@ -288,7 +290,9 @@ class Book:
 
     def expire(self, hold: Hold, now_ms: int) -> Settled:
         """End an open hold whose time is over, with nothing charged. Its settlement may still come: `settle`, late."""
-        return self._end(hold, 0, now_ms)
+        settled = self._end(hold, 0, now_ms)
+        self._expired[hold.id] = hold
+        return settled
 
     def expire_lots(self, now_ms: int) -> list[TransferRow]:
         """Let credit lapse whose time is over: one transfer for each grant that had any left. What is held stays."""
@@ -303,8 +307,9 @@ class Book:
         return lapsed
 
     def oldest_open(self) -> int:
-        """The id below which every reservation is resolved."""
-        return next(iter(self.open_holds), self._next_id)  # they were added in ascending order
+        """The id below which every request has ended, those whose hold has expired too."""
+        oldest = next(iter(self.open_holds), self._next_id)  # they were added in ascending order
+        return min(oldest, min(self._expired, default=oldest))
 
     def _counters(
         self, organization_id: str, project_id: str, key_id: str, tags: Sequence[str], now_ms: int

@@ -34,7 +34,7 @@ class Counter:
         self.held_nanos = 0
         self.unsettled_count = 0
         self.json = f'["{terms.id}","{period.key}"]'
-        self.announced_percent = max((p for p in terms.thresholds if self._has_reached(p)), default=0)
+        self.announced_percent = self._reached_percent()
 
     @property
     def available_nanos(self) -> int:
@@ -49,6 +49,14 @@ class Counter:
         if reached:
             self.announced_percent = reached[-1]
         return [Spent(self.terms, self.period, percent, self.spent_nanos) for percent in reached]
+
+    def change(self, terms: BudgetTerms) -> None:
+        """New limit or thresholds; those that a raised limit has put out of reach again are announced again."""
+        self.terms = terms
+        self.announced_percent = min(self.announced_percent, self._reached_percent())
+
+    def _reached_percent(self) -> int:
+        return max((p for p in self.terms.thresholds if self._has_reached(p)), default=0)
 
     def _has_reached(self, percent: int) -> bool:
         return self.spent_nanos > 0 and self.spent_nanos * 100 >= self.terms.limit_nanos * percent
@@ -87,7 +95,7 @@ class Cap:
         """New limit or thresholds, from now on; the periods stay."""
         self.terms = terms
         for counter in self._counters.values():
-            counter.terms = terms
+            counter.change(terms)
 
     @property
     def is_idle(self) -> bool:

@@ -18,6 +18,16 @@ def is_void(outcome: Outcome, *, is_stream: bool) -> bool:
     return not is_stream and outcome in ("upstream_error", "timeout", "rejected")
 
 
+def call_cost_nanos(usage: Usage, cost: Price) -> int:
+    """What an upstream takes for one call; 0 for one that used nothing, at most `COST_NANOS_MAX`."""
+    if usage == NO_USAGE:
+        return 0
+    try:
+        return min(calls_cost_nanos((usage,), cost, units=Units(requests=1)), COST_NANOS_MAX)
+    except OverflowError:
+        return COST_NANOS_MAX
+
+
 def request_cost_nanos(
     calls: Sequence[Usage],
     price: Price | None,

@@ -12,7 +12,7 @@ import msgspec
 
 from headwater.ledger import store
 from headwater.ledger.batch import settlement_writes
-from headwater.ledger.charge import request_cost_nanos
+from headwater.ledger.charge import call_cost_nanos, request_cost_nanos
 from headwater.ledger.price_list import PriceList
 from headwater.ledger.rows import (
     AttemptRow,
@@ -74,7 +74,7 @@ def _settlement(one: OpenReservation, prices: PriceList, lots: dict[str, LotStat
     """The settlement of a reservation nobody will settle any more. Pure."""
     held = one.reservation
     marks = _marks(one) if held.is_stream else []
-    attempts = tuple(_attempt(held, mark, now_ms) for mark in marks)
+    attempts = tuple(_attempt(held, mark, prices, now_ms) for mark in marks)
     price = None if held.price_id is None else prices.version(held.price_id)
     cost_nanos = 0
     if price is not None and attempts:
@@ -83,15 +83,22 @@ def _settlement(one: OpenReservation, prices: PriceList, lots: dict[str, LotStat
             usages, price, outcome="upstream_error", is_stream=True, service_tier=held.service_tier
         )
         cost_nanos = cost or 0
-    charge_nanos = min(cost_nanos, held.amount_nanos)
-    deltas, transfers = _lots_spent(held, charge_nanos, lots, now_ms)
+    # Nothing is held any more of one that had expired, and nobody is left to say what the caps still allow: we bear it.
+    charge_nanos = 0 if one.is_expired else min(cost_nanos, held.amount_nanos)
+    deltas, transfers = ([], []) if one.is_expired else _lots_spent(held, charge_nanos, lots, now_ms)
+    resolution = ResolutionRow(held.id, "post" if attempts else "void", charge_nanos, now_ms)
     if cost_nanos > charge_nanos:
         absorbed = cost_nanos - charge_nanos
         transfers.append(
             TransferRow("absorb", held.request_id, 0, held.organization_id, held.model, absorbed, None, now_ms)
         )
     budgets = json.loads(held.budgets) if held.budgets is not None and charge_nanos else []
-    flags = [RECOVERED, *(["absorbed"] if cost_nanos > charge_nanos else []), *(["unpriced"] if price is None else [])]
+    flags = {
+        "late": one.is_expired,
+        "absorbed": cost_nanos > charge_nanos,
+        RECOVERED: True,
+        "unpriced": price is None,
+    }
     record = UsageRow(
         request_id=held.request_id,
         client_request_id=held.client_request_id,
@@ -114,13 +121,13 @@ def _settlement(one: OpenReservation, prices: PriceList, lots: dict[str, LotStat
         duration_ms=max(0, now_ms - held.received_at_ms),
         service_tier=held.service_tier,
         tags=held.tags,
-        flags=" ".join(flags),
+        flags=" ".join(flag for flag, holds in flags.items() if holds),
     )
     return Settlement(
         record,
         attempts,
         reservation=held,
-        resolution=ResolutionRow(held.id, "post" if attempts else "void", charge_nanos, now_ms),
+        resolution=None if one.is_expired else resolution,
         transfers=tuple(transfers),
         lots=tuple(deltas),
         budgets=tuple(Delta(tuple(key), charge_nanos) for key in budgets),
@@ -132,7 +139,9 @@ def _marks(one: OpenReservation) -> list[Mark]:
     return [] if one.marks is None else msgspec.json.decode(one.marks, type=list[Mark])
 
 
-def _attempt(held: ReservationRow, mark: Mark, now_ms: int) -> AttemptRow:
+def _attempt(held: ReservationRow, mark: Mark, prices: PriceList, now_ms: int) -> AttemptRow:
+    # Our own engines have a replica and take nothing.
+    cost = prices.current(mark.target, held.received_at_ms, kind="cost") if mark.replica_id is None else None
     return AttemptRow(
         id=mark.id,
         request_id=held.request_id,
@@ -145,6 +154,8 @@ def _attempt(held: ReservationRow, mark: Mark, now_ms: int) -> AttemptRow:
         usage=mark.usage,
         started_at_ms=mark.started_at_ms,
         duration_ms=max(0, now_ms - mark.started_at_ms),
+        cost_id=None if cost is None else cost.id,
+        cost_nanos=None if cost is None else call_cost_nanos(mark.usage, cost),
     )
 
 

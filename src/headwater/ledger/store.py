@@ -6,7 +6,8 @@ checkpoints; every other is read-only (`open_reader`). SQLite is the build insid
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -24,7 +25,6 @@ from headwater.ledger.rows import (
 )
 from headwater.ledger.wallet import LotState
 from headwater.money import Price, price_terms_json, with_terms
-from headwater.usage import Usage
 
 if TYPE_CHECKING:  # the same interface, with types
     import sqlite3 as sqlite
@@ -39,6 +39,9 @@ PriceKind = Literal["price", "cost"]
 PriceSource = Literal["config", "admin"]
 
 
+_NUMBERED = re.compile(r"\?\d")
+
+
 class Statement(NamedTuple):
     """A fixed SQL statement; `rank` orders statements of one transaction so that parents come before children."""
 
@@ -47,9 +50,12 @@ class Statement(NamedTuple):
     sql: str
 
     def for_rows(self, count: int) -> str | None:
-        """The same INSERT for several rows at once; None for a statement that takes one row at a time."""
+        """The same INSERT for several rows at once; None for a statement that takes one row at a time.
+
+        Parameters that are numbered (`?1`) are one row's.
+        """
         head, values, tail = self.sql.partition(" VALUES (")
-        if not values or not head.startswith(("INSERT", "REPLACE")):
+        if not values or not head.startswith(("INSERT", "REPLACE")) or _NUMBERED.search(self.sql):
             return None
         row, _, rest = tail.partition(")")
         return f"{head} VALUES {', '.join([f'({row})'] * count)}{rest}"
@@ -205,10 +211,14 @@ def price_write(
     )
 
 
+WAL_LIMIT = f"journal_size_limit={64 * 2**20}"
+"""After a long read has let the write-ahead log grow, the file is cut back to this."""
+
+
 def open_writer(path: Path) -> Connection:
     """The one writing connection: WAL, every commit synced to the disk, foreign keys checked. Transactions are explicit."""
     connection = sqlite.connect(str(path), isolation_level=None, check_same_thread=False, cached_statements=256)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", WAL_LIMIT):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 
@@ -232,9 +242,11 @@ SELECT_PRICES = f"SELECT {', '.join(PRICE_COLUMNS)} FROM prices ORDER BY id"  # 
 OPEN_FROM = "open_from"
 """Name in `ledger_state`: every reservation below this id is resolved."""
 SELECT_OPEN_RESERVATIONS = (
-    f"SELECT {', '.join(f'r.{name}' for name in ReservationRow._fields)}, m.attempts FROM reservations r"  # noqa: S608
-    " LEFT JOIN marks m ON m.reservation_id = r.id"
-    " WHERE r.id >= ? AND NOT EXISTS (SELECT 1 FROM resolutions s WHERE s.reservation_id = r.id) ORDER BY r.id"
+    f"SELECT {', '.join(f'r.{name}' for name in ReservationRow._fields)}, m.attempts, s.kind"  # noqa: S608
+    " FROM reservations r LEFT JOIN marks m ON m.reservation_id = r.id"
+    " LEFT JOIN resolutions s ON s.reservation_id = r.id"
+    " WHERE r.id >= ? AND (s.id IS NULL OR (s.kind = 'expire'"
+    " AND NOT EXISTS (SELECT 1 FROM usage_records u WHERE u.request_id = r.request_id))) ORDER BY r.id"
 )
 SELECT_NEXT_RESERVATION_ID = (
     "SELECT 1 + max(coalesce((SELECT max(id) FROM reservations), 0),"
@@ -269,11 +281,6 @@ SELECT_IS_REQUEST_OF = (
     " OR EXISTS (SELECT 1 FROM reservations WHERE request_id = ?1 AND project_id = ?2)"
 )
 SELECT_MAX_EPOCH = "SELECT coalesce(max(id), 0) FROM epochs"
-SELECT_KEY_USAGE = (
-    "SELECT model, count(*), sum(uncached_input), sum(cache_read), sum(cache_write), sum(output), sum(reasoning),"
-    " sum(cost_nanos), sum(cost_nanos IS NULL) FROM usage_records"
-    " WHERE key_id = ? AND received_at_ms >= ? AND received_at_ms < ? GROUP BY model ORDER BY model"
-)
 
 
 def read_key(connection: Connection, key_hash: bytes) -> KeyRow | None:
@@ -383,16 +390,20 @@ def read_kept_answer(
 
 
 class OpenReservation(NamedTuple):
-    """A reservation without a resolution, and how far its stream was known to have come. marks: JSON, None for none."""
+    """A reservation whose request was never settled, and how far its stream was known to have come.
+
+    marks: JSON, None for none. is_expired: its time was over before, so that nothing is held any more.
+    """
 
     reservation: ReservationRow
     marks: str | None
+    is_expired: bool
 
 
 def read_open_reservations(connection: Connection, open_from: int) -> list[OpenReservation]:
-    """Every reservation from this id on that nothing has resolved."""
+    """Every reservation from this id on that nothing has resolved, or that expired and was not settled since."""
     rows = connection.execute(SELECT_OPEN_RESERVATIONS, (open_from,))
-    return [OpenReservation(ReservationRow(*row[:-1]), row[-1]) for row in rows]
+    return [OpenReservation(ReservationRow(*row[:-2]), row[-2], is_expired=row[-1] is not None) for row in rows]
 
 
 def read_next_reservation_id(connection: Connection) -> int:
@@ -411,30 +422,3 @@ def read_lots(connection: Connection) -> dict[str, LotState]:
     """Every grant with anything left, by id."""
     rows = connection.execute(SELECT_LOTS)
     return {row[0]: LotState(row[0], row[1], row[2], row[3], row[4] is not None) for row in rows}
-
-
-class ModelUsage(NamedTuple):
-    """One model's sums for one key and span of time. cost_nanos covers priced records only; the others are counted."""
-
-    model: str
-    requests_count: int
-    usage: Usage
-    cost_nanos: int
-    unpriced_count: int
-
-
-def read_key_usage(connection: Connection, key_id: str, from_ms: int, until_ms: int) -> list[ModelUsage]:
-    """Sums by model of one key's records received in [from_ms, until_ms)."""
-    rows: Iterable[tuple[str, int, int, int, int, int, int, int | None, int]] = connection.execute(
-        SELECT_KEY_USAGE, (key_id, from_ms, until_ms)
-    )
-    return [
-        ModelUsage(
-            model,
-            count,
-            Usage(uncached_input=uncached, cache_read=read, cache_write=write, output=output, reasoning=reasoning),
-            cost or 0,
-            unpriced,
-        )
-        for model, count, uncached, read, write, output, reasoning, cost, unpriced in rows
-    ]

@@ -6,6 +6,7 @@ import pytest
 from headwater.ledger.migrate import ensure_schema
 from headwater.ledger.store import Connection, open_reader, open_writer
 from headwater.ledger.writer import LedgerWriter
+from tests.unit.ledger import books
 from tests.unit.ledger.settlements import PARENTS
 
 WAIT_S = 20.0
@@ -21,6 +22,23 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     writer.submit(PARENTS).result(WAIT_S)
     writer.close()
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def sound(template: bytes, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of sound books with settlements of all kinds (`books.build`)."""
+    path = tmp_path_factory.mktemp("sound") / "headwater.db"
+    path.write_bytes(template)
+    books.build(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def sound_books(sound: bytes, tmp_path: Path) -> Path:
+    """A database with those."""
+    path = tmp_path / "headwater.db"
+    path.write_bytes(sound)
+    return path
 
 
 @pytest.fixture

@@ -483,3 +483,14 @@ def test_a_restore_that_is_killed_at_any_step_leaves_the_old_or_the_new_database
             assert record_ids(database) == A_IDS
             assert not list(database.parent.glob(".*partial"))
     assert seen == {True, False}
+
+
+def test_a_restore_that_takes_the_old_name_away_first_would_be_noticed(database: Path, backup: Path) -> None:
+    """The twin: the old database is moved aside instead of getting a second name."""
+    twin = f"import os; os.link = os.rename\n{PROGRAM}"
+    arguments = ("-c", twin, "restore", str(backup), str(database))
+    for number in range(1, 8):
+        assert run_until("fsync", number, *arguments).returncode < 0
+        if not database.exists():
+            return
+    pytest.fail("whenever it was killed, there was a database")

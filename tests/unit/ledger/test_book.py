@@ -245,6 +245,16 @@ class TestAfterExpiry:
         assert (lot.free_nanos, lot.held_nanos) == (100, 0)
         assert not one.open_holds
 
+    def test_an_expired_request_has_not_ended_before_it_is_settled(self) -> None:
+        """What is below `oldest_open` is never looked at again, and this one has no usage record yet."""
+        one = book()
+        first, second = reserve(one, 60), reserve(one, 60)
+        one.expire(first, NOW_MS)
+        one.settle(second, 60, NOW_MS)
+        assert one.oldest_open() == first.id
+        one.settle(first, 60, NOW_MS)
+        assert one.oldest_open() == second.id + 1
+
     def test_a_hold_expires_once(self) -> None:
         one = book()
         hold = reserve(one, 60)

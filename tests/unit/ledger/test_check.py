@@ -41,7 +41,7 @@ def test_a_sound_database_has_no_problems_and_its_sizes_are_told(filled: Path, i
     assert (found.revision, found.is_whole) == (HEAD, is_whole)
     assert found.database_bytes == len(before)
     assert set(found.rows) == {*metadata.tables, "alembic_version"}
-    assert found.rows["usage_records"] == 66
+    assert found.rows["usage_records"] == 67
     assert found.rows["budgets"] == 3
     assert found.oldest_record_at_ms == books.BEGAN_MS - books.HOUR_MS
     assert found.free_bytes > 0
@@ -102,7 +102,7 @@ def test_damaged_pages_of_a_table_are_a_problem_and_the_check_goes_on(filled: Pa
         file.write(b"\xff" * 4096)
     found = check_database(filled, is_whole=is_whole, progress=silent)
     assert found.problems
-    assert found.rows[table] is None
+    assert table == "usage_hours" or found.rows[table] is None  # its rows can be counted in an index
     assert found.rows["organizations"] == 2
 
 

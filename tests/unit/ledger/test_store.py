@@ -7,11 +7,10 @@ from headwater.ledger import store
 from headwater.ledger.batch import settlement_writes
 from headwater.ledger.migrate import ensure_schema
 from headwater.ledger.rows import KeyRow
-from headwater.ledger.store import Connection, DatabaseError, ModelUsage, PriceVersion, open_reader, open_writer
+from headwater.ledger.store import Connection, DatabaseError, PriceVersion, open_reader, open_writer
 from headwater.ledger.writer import LedgerWriter
-from headwater.usage import Usage
 from tests.unit.ledger.conftest import WAIT_S
-from tests.unit.ledger.settlements import KEY, KEY_WRITE, PRICE, USAGE, settlement
+from tests.unit.ledger.settlements import KEY, KEY_WRITE, PRICE, settlement
 
 
 def pragma(connection: Connection, name: str) -> object:
@@ -43,7 +42,9 @@ def test_the_writer_syncs_every_commit_and_checks_foreign_keys(database: Path) -
 )
 def test_a_reader_can_neither_write_nor_checkpoint(database: Path, reader: Connection, statement: str) -> None:
     writer = open_writer(database)
-    writer.execute("INSERT INTO organizations (id, name, created_at_ms) VALUES ('org_3', 'y', 1)")  # something to checkpoint
+    writer.execute(
+        "INSERT INTO organizations (id, name, created_at_ms) VALUES ('org_3', 'y', 1)"
+    )  # something to checkpoint
     before = database.read_bytes()
     try:
         reader.execute(statement)
@@ -130,24 +131,3 @@ def test_a_price_comes_back_with_its_terms_and_its_date(writer: LedgerWriter, re
         PriceVersion(PRICE, 1_000, "price", 1_000, "config", is_withdrawn=False),
         PriceVersion(newer, 2_000, "cost", 9_000, "admin", is_withdrawn=True),
     ]
-
-
-def test_a_keys_use_is_summed_by_model_in_a_half_open_span(writer: LedgerWriter, reader: Connection) -> None:
-    writer.start()
-    for received_at_ms, model, cost in (
-        (999, "m", 1),
-        (1_000, "m", 2),
-        (1_999, "m", 4),
-        (2_000, "m", 8),
-        (1_500, "z", None),
-    ):
-        price = None if cost is None else "prc_1"
-        one = settlement(received_at_ms=received_at_ms, model=model, cost_nanos=cost, price_id=price)
-        writer.submit(settlement_writes(one)).result(WAIT_S)
-    twice = USAGE + USAGE
-    assert store.read_key_usage(reader, "key_1", 1_000, 2_000) == [
-        ModelUsage("m", 2, twice, 6, 0),
-        ModelUsage("z", 1, USAGE, 0, 1),
-    ]
-    assert store.read_key_usage(reader, "key_2", 0, 9_999) == []
-    assert twice == Usage(uncached_input=20, cache_read=10, output=14, reasoning=4)

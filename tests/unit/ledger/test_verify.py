@@ -27,20 +27,9 @@ LATER_MS = books.NOW_MS + 9 * books.DAY_MS
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def sound(template: bytes, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of sound books with settlements of all kinds."""
-    path = tmp_path_factory.mktemp("sound") / "headwater.db"
-    path.write_bytes(template)
-    books.build(path)
-    return path.read_bytes()
-
-
 @pytest.fixture
-def database(sound: bytes, tmp_path: Path) -> Path:
-    path = tmp_path / "headwater.db"
-    path.write_bytes(sound)
-    return path
+def database(sound_books: Path) -> Path:
+    return sound_books
 
 
 def checked(database: Path, *, chunk_count: int = CHUNK_COUNT) -> VerifyResult:
