@@ -68,7 +68,10 @@ class Platform:
         settings, clock = self._settings, self._clock
         self._books = books = open_books(settings.store.path, clock=clock, on_fatal=self._ledger_failed)
         if books.recovered.posted_count or books.recovered.voided_count:
-            log.warning("requests_recovered", **books.recovered._asdict())
+            posted_count, voided_count, charged_nanos = books.recovered
+            log.warning(
+                "requests_recovered", posted_count=posted_count, voided_count=voided_count, charged_nanos=charged_nanos
+            )
         publish_prices(books, settings.prices, settings.costs, currency=settings.billing.currency, clock=clock)
         book = books.read(lambda reader: load_book(reader, keys_count_max=settings.gateway.key_cache_count))
         self.gateway = Gateway(

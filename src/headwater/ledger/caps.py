@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 from headwater.ledger.periods import BudgetTerms, Period, period_at
 
@@ -65,13 +66,15 @@ class Counter:
 class Cap:
     """One budget with the counters of its latest periods."""
 
-    __slots__ = ("_counters", "_current", "_restored", "terms")
+    __slots__ = ("_counters", "_current", "_restored", "_zone", "terms")
 
     def __init__(self, terms: BudgetTerms) -> None:
         self.terms = terms
         self._counters: OrderedDict[str, Counter] = OrderedDict()
         self._current: Counter | None = None
         self._restored: dict[str, int] = {}
+        # Kept, since zones that nobody keeps are read from their files again: `period_at` must find it in memory.
+        self._zone = ZoneInfo(terms.time_zone)
 
     def restore(self, spent_nanos: Mapping[str, int]) -> None:
         """What periods had spent, by their keys, as the disk knows it."""

@@ -1,4 +1,6 @@
+import sys
 from typing import Any
+from zoneinfo import available_timezones
 
 import pytest
 
@@ -104,6 +106,19 @@ def test_a_changed_limit_holds_for_every_period_that_is_kept() -> None:
     cap.change(TERMS._replace(limit_nanos=5))
     assert first.available_nanos == second.available_nanos == 5
     assert cap.counter(2 * DAY_MS).available_nanos == 5
+
+
+def test_no_file_is_read_to_find_a_period_however_many_zones_there_are() -> None:
+    names = sorted(name for name in available_timezones() if name.startswith("America/"))[:40]
+    caps = [Cap(TERMS._replace(time_zone=name)) for name in names]
+    opened: list[object] = []
+    is_on = True
+    sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if is_on and event == "open" else None)
+    for day in range(3):
+        for cap in caps:
+            cap.counter(day * DAY_MS)
+    is_on = False
+    assert opened == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -80,6 +80,12 @@ def all_statements() -> list[Statement]:
     return list({one.name: one for found in statements().values() for one in found.values()}.values())
 
 
+def nulls(text: str) -> list[None]:
+    """A value for each parameter of a statement, numbered or not."""
+    numbered = [int(number) for number in re.findall(r"\?(\d+)", text)]
+    return [None] * max(numbered, default=text.count("?"))
+
+
 def test_every_table_is_written_somewhere_and_parents_rank_before_what_refers_to_them() -> None:
     written: set[str] = set()
     for found in statements().values():
@@ -106,8 +112,7 @@ def test_every_fixed_statement_is_sound_sql(database: Path) -> None:
     texts += [one.sql for one in all_statements()]
     assert len(texts) >= 40
     for text in texts:
-        numbered = {int(number) for number in re.findall(r"\?(\d+)", text)}
-        connection.execute(f"EXPLAIN {text}", [None] * (max(numbered) if numbered else text.count("?")))
+        connection.execute(f"EXPLAIN {text}", nulls(text))
     connection.close()
 
 
@@ -130,7 +135,7 @@ def test_an_insert_of_many_rows_is_sound_and_takes_each_rows_parameters(database
     "text", [store.SELECT_KEY_BY_HASH, store.SELECT_BUDGETS_OF_KEY, store.SELECT_ANSWER, store.SELECT_IS_REQUEST_OF]
 )
 def test_what_a_request_asks_is_answered_from_an_index(reader: Connection, text: str) -> None:
-    plan = reader.execute(f"EXPLAIN QUERY PLAN {text}", [None] * text.count("?")).fetchall()
+    plan = reader.execute(f"EXPLAIN QUERY PLAN {text}", nulls(text)).fetchall()
     assert all("SCAN" not in row[3] or row[3] == "SCAN CONSTANT ROW" for row in plan), plan
 
 
