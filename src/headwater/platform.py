@@ -83,7 +83,7 @@ class Platform:
             clock=clock,
         )
         self.gateway.cashier.prices.load(books.read(store.read_prices))
-        live = LiveBooks(self.gateway.authenticator, self.gateway.cashier)
+        live = LiveBooks(self.gateway.authenticator, self.gateway.cashier, self.gateway.idempotency)
         self.administration = build_administration(settings, books, clock=clock, live=OnLoop(live, self._loop))
         return self.administration
 

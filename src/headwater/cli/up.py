@@ -113,16 +113,19 @@ async def _serve(
         finally:
             greeting.cancel()
             stopped.cancel()
-        if platform.ledger_failure.done():
-            _print_ledger_failure(platform.ledger_failure.result())
-            return 1
-        console.print("\nStopping: those being served may finish, nothing new is taken. Ctrl-C again cuts them off.")
-        return 0
+        if not platform.ledger_failure.done():
+            console.print(
+                "\nStopping: those being served may finish, nothing new is taken. Ctrl-C again cuts them off."
+            )
     finally:
         stopping.set()
         await platform.stop(drain_timeout_s=settings.gateway.drain_timeout_s, hurry=hurry)
         if admin_socket.is_socket():  # what else may have that name is somebody's own
             admin_socket.unlink()
+    if platform.ledger_failure.done():  # said at the very end: a cause that other lines follow is not found
+        _print_ledger_failure(platform.ledger_failure.result())
+        return 1
+    return 0
 
 
 def _print_ledger_failure(failure: BaseException) -> None:

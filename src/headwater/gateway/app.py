@@ -81,12 +81,13 @@ class Gateway:
             output_default_max=limits.output_tokens_default_max,
             is_draining=lambda: self._is_draining,
         )
+        self.idempotency = Idempotency(database, settings.billing, clock=clock)
         chat = ChatCompletions(
             limits,
             models=self.models,
             authenticator=self.authenticator,
             context=context,
-            idempotency=Idempotency(database, settings.billing, clock=clock),
+            idempotency=self.idempotency,
             clock=clock,
         )
         health = Health(

@@ -26,11 +26,12 @@ from headwater.gateway.telemetry import Telemetry
 from headwater.ledger import store
 from headwater.ledger.book import Book, Hold, Shortfall
 from headwater.ledger.caps import Counter, Spent
+from headwater.ledger.charge import COST_NANOS_MAX
 from headwater.ledger.load_book import key_caps
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.price_list import PriceList
 from headwater.ledger.rows import Delta, MarkRow, NoticeRow, ReservationRow, ResolutionRow, TransferKind, TransferRow
-from headwater.money import Price, format_nanos, worst_case_nanos
+from headwater.money import NANOS_MAX, Price, format_nanos, worst_case_nanos
 from headwater.request import Principal, Request
 
 log = structlog.get_logger()
@@ -115,7 +116,7 @@ class Cashier:
         self._telemetry = telemetry
         self._clock = clock
         self._open: dict[int, Reservation] = {}
-        self._expired: dict[int, None] = {}
+        self._unsettled: dict[int, None] = {}
         self._refused_s: OrderedDict[str, float] = OrderedDict()
         self._open_from = 0
         self._budget_changes_count = 0
@@ -125,7 +126,7 @@ class Cashier:
     async def reserve(self, request: Request, target: Target, sized: Sized) -> tuple[Sized, Reservation]:
         """Hold the worst case; a cap the caller didn't state shrinks to what can be paid. Raises InsufficientQuota."""
         now_ms = self._now_ms()
-        price = self._price(request, target, now_ms)
+        price = self.price(request, target)
         if price is None and self._is_unpriced_refused:
             raise PermissionDenied(
                 f"The model {target.name!r} has no price here, and this platform serves only what has one.",
@@ -154,9 +155,9 @@ class Cashier:
                 return sized, await self._hold_or_refuse(request, target, sized, price)
         raise _refusal(short)
 
-    def _price(self, request: Request, target: Target, now_ms: int) -> Price | None:
+    def price(self, request: Request, target: Target) -> Price | None:
         """The price in force, if it is in the organization's currency: amounts in two currencies don't add up."""
-        price = self.prices.current(target.name, now_ms)
+        price = self.prices.current(target.name, self._now_ms())
         currency = self.book.currency(request.principal.organization_id) or self._currency
         return price if price is not None and price.currency == currency else None
 
@@ -254,7 +255,7 @@ class Cashier:
             return NOTHING_HELD
         hold, row, now_ms = reservation.hold, reservation.row, self._now_ms()
         if self._open.pop(hold.id, None) is None:
-            self._expired.pop(hold.id, None)
+            self._unsettled.pop(hold.id, None)
         settled = self.book.settle(hold, cost_nanos or 0, now_ms)
         notices = self._announce(settled.thresholds, now_ms) if settled.thresholds else ()
         if not settled.is_late and not settled.absorbed_nanos:
@@ -289,6 +290,11 @@ class Cashier:
             tuple(flags),
             notices,
         )
+
+    def leave_open(self, reservation: Reservation | None) -> None:
+        """Its settlement could not be written: the next start resolves what is on the disk of it."""
+        if reservation is not None:
+            self._unsettled[reservation.row.id] = None
 
     def should_record_refusal(self, principal: Principal) -> bool:
         """Whether a request that can't be paid for leaves a record: the first of a key does, repeated ones are counted."""
@@ -359,15 +365,15 @@ class Cashier:
         for reservation in [one for one in self._open.values() if one.row.expires_at_ms <= now_ms]:
             row = reservation.row
             del self._open[row.id]
-            self._expired[row.id] = None
+            self._unsettled[row.id] = None
             settled = self.book.expire(reservation.hold, now_ms)
             self._settler.expire(row, ResolutionRow(row.id, "expire", 0, now_ms), settled)
             log.warning("reservation_expired", request_id=row.request_id, amount_nanos=row.amount_nanos)
         lapsed = self.book.expire_lots(now_ms)
         if lapsed:
             self._settler.lapse(lapsed)
-        # One that has expired is still to be settled, or recovered.
-        open_from = min([self.book.oldest_open(), *self._expired])
+        # What has expired, or could not be written, is still to be settled, or recovered.
+        open_from = min([self.book.oldest_open(), *self._unsettled])
         if open_from != self._open_from:
             self._open_from = open_from
             self._settler.remember(store.OPEN_FROM, open_from)
@@ -446,7 +452,7 @@ def _worst_case(request: Request, sized: Sized, price: Price) -> int:
     """The most the request can cost, in nanos. Raises InvalidRequest when that is beyond what can be accounted for."""
     output_tokens = sized.chat.output_tokens_max or 0
     try:
-        return worst_case_nanos(
+        nanos = worst_case_nanos(
             price,
             input_tokens=sized.input_tokens,
             output_tokens=output_tokens,
@@ -454,10 +460,14 @@ def _worst_case(request: Request, sized: Sized, price: Price) -> int:
             service_tier=request.service_tier,
         )
     except OverflowError:
+        nanos = NANOS_MAX
+    if nanos > COST_NANOS_MAX:  # sums of many such holds would not fit 63 bits
         raise InvalidRequest(
-            f"{output_tokens} output tokens at this model's price are beyond what can be accounted for.",
+            f"{output_tokens} output tokens could cost {format_nanos(nanos)}; one request may cost at most "
+            f"{format_nanos(COST_NANOS_MAX)}.",
             param="max_tokens",
-        ) from None
+        )
+    return nanos
 
 
 def _transfer(kind: TransferKind, row: ReservationRow, nanos: int, note: str | None, now_ms: int) -> TransferRow:

@@ -21,32 +21,44 @@ from headwater.settings.model import BillingSettings
 HEADER = "Idempotency-Key"
 KEY_CHARACTERS_MAX = 255
 RETRY_AFTER_S = 1
+TALLY_S = 60.0
+"""What a project keeps is added up on the disk this often; between, what is kept is added in memory."""
+
+
+class Tally:
+    """Bytes of answers that a project keeps, as known. is_allowed: whether it keeps any. read_s: when the disk was asked."""
+
+    __slots__ = ("is_allowed", "read_s", "stored_bytes")
+
+    def __init__(self, stored_bytes: int, read_s: float, *, is_allowed: bool) -> None:
+        self.stored_bytes = stored_bytes
+        self.read_s = read_s
+        self.is_allowed = is_allowed
 
 
 class Ticket:
-    """The right to serve one request under a key, until `Idempotency.release`. answer_bytes_max: 0 keeps nothing."""
+    """The right to serve one request under a key, until `Idempotency.release`."""
 
-    __slots__ = ("_expires_after_ms", "answer_bytes_max", "body_hash", "name", "request_id")
+    __slots__ = ("_body_hash", "_settings", "_tally", "name", "request_id")
 
     def __init__(
-        self,
-        name: tuple[str, str, str],
-        body_hash: bytes,
-        request_id: str,
-        answer_bytes_max: int,
-        expires_after_ms: int,
+        self, name: tuple[str, str, str], body_hash: bytes, request_id: str, settings: BillingSettings, tally: Tally
     ) -> None:
         self.name = name
-        self.body_hash = body_hash
+        self._body_hash = body_hash
         self.request_id = request_id
-        self.answer_bytes_max = answer_bytes_max
-        self._expires_after_ms = expires_after_ms
+        self._settings = settings
+        self._tally = tally
 
     def keep(self, body: bytes, now_ms: int) -> StoredAnswer | None:
-        """The row that keeps an answer; None when it is too large for what may be kept."""
-        if len(body) > self.answer_bytes_max:
+        """The row that keeps an answer; None when none may be kept, or it is too large for what may."""
+        settings, tally = self._settings, self._tally
+        room = settings.idempotency_project_bytes_max - tally.stored_bytes
+        if not tally.is_allowed or len(body) > min(settings.idempotency_answer_bytes_max, room):
             return None
-        return StoredAnswer(*self.name, self.body_hash, self.request_id, body, now_ms, now_ms + self._expires_after_ms)
+        tally.stored_bytes += len(body)
+        expires_at_ms = now_ms + settings.idempotency_hours * 3_600_000
+        return StoredAnswer(*self.name, self._body_hash, self.request_id, body, now_ms, expires_at_ms)
 
 
 class Replay(NamedTuple):
@@ -64,6 +76,7 @@ class Idempotency:
         self._settings = settings
         self._clock = clock
         self._in_flight: dict[tuple[str, str, str], bytes] = {}
+        self._tallies: dict[str, Tally] = {}
 
     async def begin(
         self, key: str, *, route: str, principal: Principal, body: bytes, request_id: str, is_stream: bool
@@ -89,32 +102,41 @@ class Idempotency:
         self._in_flight[name] = body_hash
         is_begun = False
         try:
-            found = await asyncio.to_thread(self._look, name)
-            if found.answer is not None:
-                if found.answer.body_hash != body_hash:
+            answer = await asyncio.to_thread(self._look, name)
+            if answer is not None:
+                if answer.body_hash != body_hash:
                     raise _reused(key)
-                return Replay(found.answer.answer, found.answer.request_id)
+                return Replay(answer.answer, answer.request_id)
+            tally = await self._tally(principal.project_id)
             is_begun = True
         finally:
             if not is_begun:
                 del self._in_flight[name]
-        settings = self._settings
-        room = settings.idempotency_project_bytes_max - found.stored_bytes if found.is_storage_allowed else -1
-        return Ticket(
-            name,
-            body_hash,
-            request_id,
-            min(settings.idempotency_answer_bytes_max, room),
-            settings.idempotency_hours * 3_600_000,
-        )
+        return Ticket(name, body_hash, request_id, self._settings, tally)
 
     def release(self, ticket: Ticket) -> None:
         """The request has ended: whoever comes now finds its answer, or a free key."""
         self._in_flight.pop(ticket.name, None)
 
-    def _look(self, name: tuple[str, str, str]) -> store.KeptAnswer:
+    def forget_project(self, project_id: str) -> None:
+        """A project was changed: whether it keeps answers is read again."""
+        self._tallies.pop(project_id, None)
+
+    async def _tally(self, project_id: str) -> Tally:
+        now_s = self._clock.monotonic_s()
+        tally = self._tallies.get(project_id)
+        if tally is None or now_s >= tally.read_s + TALLY_S:
+            is_allowed, stored_bytes = await asyncio.to_thread(self._add_up, project_id)
+            tally = self._tallies[project_id] = Tally(stored_bytes, now_s, is_allowed=is_allowed)
+        return tally
+
+    def _look(self, name: tuple[str, str, str]) -> StoredAnswer | None:
         with contextlib.closing(store.open_reader(self._database)) as reader:
-            return store.read_kept_answer(reader, *name, now_ms=int(self._clock.now_s() * 1000))
+            return store.read_answer(reader, *name, now_ms=int(self._clock.now_s() * 1000))
+
+    def _add_up(self, project_id: str) -> tuple[bool, int]:
+        with contextlib.closing(store.open_reader(self._database)) as reader:
+            return store.read_answers_bytes(reader, project_id, now_ms=int(self._clock.now_s() * 1000))
 
 
 def _reused(key: str) -> IdempotencyKeyReused:

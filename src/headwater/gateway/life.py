@@ -300,6 +300,7 @@ class Life:
                 context.telemetry.settled(settlement)
             except LedgerUnavailable as unavailable:
                 error = unavailable
+                context.cashier.leave_open(self._reservation)
         else:
             context.telemetry.refused(error.code)
         if ending.outcome == "client_gone":
@@ -324,7 +325,10 @@ class Life:
         request, context, reservation = self.request, self._context, self._reservation
         rows = tuple(attempt.row(request.id, ending.outcome, self._cost()) for attempt in self._attempts)
         usage = sum((row.usage for row in rows), NO_USAGE)
-        price = None if reservation is None else reservation.price
+        price = self._price()
+        answer: StoredAnswer | None = None
+        if self._keep is not None and sink is not None and ending.outcome == "ok":
+            answer = self._keep(sink.render(usage), int(context.clock.now_s() * 1000))
         cost_nanos = request_cost_nanos(
             [row.usage for row in rows],
             price,
@@ -335,7 +339,7 @@ class Life:
         was_void = not rows or is_void(ending.outcome, is_stream=request.is_stream)
         closed = context.cashier.close(reservation, cost_nanos, is_void=was_void)
         flags = [*closed.flags]
-        if reservation is not None and price is None:
+        if price is None:
             flags.append("unpriced")
         if any(row.report is not None for row in rows):
             flags.append("lying_report")
@@ -363,9 +367,6 @@ class Life:
             tags=" ".join(request.tags) or None,
             flags=" ".join(flags),
         )
-        answer = None
-        if self._keep is not None and sink is not None and ending.outcome == "ok":
-            answer = self._keep(sink.render(usage), int(context.clock.now_s() * 1000))
         return Settlement(
             record,
             rows,
@@ -378,6 +379,12 @@ class Life:
             answer=answer,
             notices=closed.notices,
         )
+
+    def _price(self) -> Price | None:
+        """The price fixed at admission; of a request that wasn't admitted, the one it would have had: it owes nothing."""
+        if self._reservation is not None:
+            return self._reservation.price
+        return self._context.cashier.price(self.request, self._target)
 
     def _cost(self) -> Price | None:
         """What the upstream takes for the model; our own engines take nothing."""

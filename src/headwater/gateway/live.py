@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from headwater.gateway.auth import Authenticator
 from headwater.gateway.cashier import Cashier
+from headwater.gateway.idempotency import Idempotency
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.store import PriceVersion
 from headwater.ledger.wallet import Lot
@@ -15,8 +16,9 @@ from headwater.ledger.wallet import Lot
 class LiveBooks:
     """The running gateway as the administration sees it."""
 
-    def __init__(self, authenticator: Authenticator, cashier: Cashier) -> None:
+    def __init__(self, authenticator: Authenticator, cashier: Cashier, idempotency: Idempotency) -> None:
         self._authenticator = authenticator
+        self._idempotency = idempotency
         self._cashier = cashier
 
     def forget_key(self, key_hash: bytes) -> None:
@@ -24,7 +26,8 @@ class LiveBooks:
         self._authenticator.forget(key_hash)
 
     def forget_project(self, project_id: str) -> None:
-        """Nothing of a project is kept in memory: whether it allows storage is read for each idempotency key."""
+        """A project was changed: whether it keeps answers is read again."""
+        self._idempotency.forget_project(project_id)
 
     def set_organization(self, organization_id: str, *, is_prepaid: bool, currency: str | None) -> None:
         """An organization exists, or its way of paying changed."""

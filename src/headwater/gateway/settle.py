@@ -16,8 +16,7 @@ from headwater.errors import LedgerUnavailable
 from headwater.ledger.batch import Batch
 from headwater.ledger.book import Settled
 from headwater.ledger.rows import Delta, MarkRow, ReservationRow, ResolutionRow, Settlement, TransferRow
-from headwater.ledger.store import IntegrityError
-from headwater.ledger.writer import LedgerWriter
+from headwater.ledger.writer import UNSOUND, LedgerWriter
 
 log = structlog.get_logger()
 
@@ -123,23 +122,33 @@ class Settler:
         if not items:
             return
         self._is_under_way = True
-        batch = Batch()
-        for item in items:
-            item.add(batch, *item.what)
+        batch = _batch(items)
+        if batch is None:
+            self._submit_alone(items)
+            self._submitted()
+            return
         committed = self._writer.submit(batch.rows(), settlements_count=batch.settlements_count)
         committed.add_done_callback(lambda future: self._loop.call_soon_threadsafe(self._committed, items, future))
 
     def _committed(self, items: list[_Item], committed: "Future[None]") -> None:
         error = committed.exception()
-        if isinstance(error, IntegrityError) and len(items) > 1:
-            # One of them breaks a constraint; it must not take the others with it.
-            for item in items:
-                batch = Batch()
-                item.add(batch, *item.what)
-                alone = self._writer.submit(batch.rows(), settlements_count=batch.settlements_count)
-                alone.add_done_callback(partial(self._committed_alone, item))
+        if isinstance(error, UNSOUND) and len(items) > 1:
+            self._submit_alone(items)
         else:
             self._resolve(items, error)
+        self._submitted()
+
+    def _submit_alone(self, items: list[_Item]) -> None:
+        """One of them is unsound; it must not take the others with it."""
+        for item in items:
+            batch = _batch([item])
+            if batch is None:
+                self._resolve([item], ValueError("it can't be written down"))
+                continue
+            alone = self._writer.submit(batch.rows(), settlements_count=batch.settlements_count)
+            alone.add_done_callback(partial(self._committed_alone, item))
+
+    def _submitted(self) -> None:
         self._is_under_way = False
         if self._is_urgent:
             self._submit()
@@ -162,3 +171,15 @@ class Settler:
                 failure.__cause__ = error
                 done.set_exception(failure)
                 done.exception()  # a rejected request's settlement is not waited for
+
+
+def _batch(items: list[_Item]) -> Batch | None:
+    """What the items write together; None when one of them can't even be put into rows."""
+    batch = Batch()
+    try:
+        for item in items:
+            item.add(batch, *item.what)
+    except Exception:
+        log.exception("batch_failed", items_count=len(items))
+        return None
+    return batch

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from headwater.ledger.caps import PERIODS_KEPT
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.rows import (
     AttemptRow,
@@ -216,9 +217,19 @@ WAL_LIMIT = f"journal_size_limit={64 * 2**20}"
 
 
 def open_writer(path: Path) -> Connection:
-    """The one writing connection: WAL, every commit synced to the disk, foreign keys checked. Transactions are explicit."""
+    """The one writing connection: WAL, every commit synced to the disk, foreign keys checked.
+
+    Transactions are explicit, and so are checkpoints (`writer.LedgerWriter`).
+    """
     connection = sqlite.connect(str(path), isolation_level=None, check_same_thread=False, cached_statements=256)
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", WAL_LIMIT):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "busy_timeout=5000",
+        "wal_autocheckpoint=0",
+        WAL_LIMIT,
+    ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
 
@@ -263,7 +274,11 @@ _BUDGET_COLUMNS = (
     "b.id, b.organization_id, b.scope, b.scope_id, b.limit_nanos, b.period, b.period_days, b.anchor_ms, b.time_zone,"
     " b.thresholds, p.period, p.spent_nanos"
 )
-_BUDGETS = f"SELECT {_BUDGET_COLUMNS} FROM budgets b LEFT JOIN budget_periods p ON p.budget_id = b.id"  # noqa: S608
+# Keys of one budget's periods sort by time; the latest few will do, since a clock isn't put back further than that.
+_BUDGETS = (
+    f"SELECT {_BUDGET_COLUMNS} FROM budgets b LEFT JOIN budget_periods p ON p.budget_id = b.id AND p.period IN"  # noqa: S608
+    f" (SELECT q.period FROM budget_periods q WHERE q.budget_id = b.id ORDER BY q.period DESC LIMIT {PERIODS_KEPT})"
+)
 SELECT_BUDGETS_SHARED = f"{_BUDGETS} WHERE b.archived_at_ms IS NULL AND b.scope <> 'key' ORDER BY b.id"
 SELECT_BUDGETS_OF_KEY = (
     f"{_BUDGETS} WHERE b.scope_id = ? AND b.scope = 'key' AND b.archived_at_ms IS NULL ORDER BY b.id"
@@ -370,23 +385,18 @@ def read_next_epoch(connection: Connection) -> int:
     return int(row[0]) + 1
 
 
-class KeptAnswer(NamedTuple):
-    """What is known of an idempotency key. stored_bytes: of all answers kept for its project."""
-
-    answer: StoredAnswer | None
-    is_storage_allowed: bool
-    stored_bytes: int
-
-
-def read_kept_answer(
+def read_answer(
     connection: Connection, project_id: str, route: str, idempotency_key: str, *, now_ms: int
-) -> KeptAnswer:
-    """The answer kept for a key, if there is one that hasn't expired, and how much its project keeps."""
+) -> StoredAnswer | None:
+    """The answer kept for an idempotency key, if there is one that hasn't expired."""
     row = connection.execute(SELECT_ANSWER, (project_id, route, idempotency_key, now_ms)).fetchone()
-    if row is not None:
-        return KeptAnswer(StoredAnswer(*row), is_storage_allowed=True, stored_bytes=0)
-    found = connection.execute(SELECT_ANSWERS_BYTES, (now_ms, project_id)).fetchone()
-    return KeptAnswer(None, is_storage_allowed=bool(found[0]), stored_bytes=found[1])
+    return None if row is None else StoredAnswer(*row)
+
+
+def read_answers_bytes(connection: Connection, project_id: str, *, now_ms: int) -> tuple[bool, int]:
+    """Whether a project may keep answers, and the bytes of those it keeps."""
+    is_allowed, stored_bytes = connection.execute(SELECT_ANSWERS_BYTES, (now_ms, project_id)).fetchone()
+    return bool(is_allowed), int(stored_bytes)
 
 
 class OpenReservation(NamedTuple):

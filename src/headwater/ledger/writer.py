@@ -21,6 +21,9 @@ from headwater.ledger.store import Connection, DatabaseError, IntegrityError, Ro
 
 BATCH_SUBMISSIONS_MAX = 1024
 """Bound of one transaction, so that the oldest settlement in it is not kept waiting by the newest."""
+UNSOUND = (IntegrityError, OverflowError)
+"""What a submission that breaks a constraint raises, or one with a number beyond 63 bits: it alone is at fault."""
+COMMITS_PER_CHECKPOINT = 64
 ROWS_AT_ONCE_MAX = 32
 """Rows given to SQLite in one call. Between calls the interpreter's lock changes hands, which costs more than a row."""
 
@@ -47,6 +50,7 @@ class LedgerWriter:
         self._on_fatal = on_fatal
         self._queue: SimpleQueue[_Submission | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._checkpointed_count = 0
         self._texts: dict[tuple[str, int], str] = {}
         self._failure: BaseException | None = None
         self._is_closed = False
@@ -106,7 +110,7 @@ class LedgerWriter:
             return
         try:
             self._commit(batch)
-        except IntegrityError as error:
+        except UNSOUND as error:
             self._replay(batch, error)
             return
         except Exception as error:  # noqa: BLE001 whatever else went wrong at a commit, the ledger can't vouch for it
@@ -115,8 +119,22 @@ class LedgerWriter:
             return
         for submission in batch:
             submission.done.set_result(None)
+        self._checkpoint_if_due()
 
-    def _replay(self, batch: list[_Submission], error: IntegrityError) -> None:
+    def _checkpoint_if_due(self) -> None:
+        """Move what was committed from the write-ahead log into the database now and then, when nobody waits for it.
+
+        SQLite's own checkpoints say nothing when they fail: the log would grow without bound while every sync fails.
+        """
+        if self.commits_count < self._checkpointed_count + COMMITS_PER_CHECKPOINT:
+            return
+        self._checkpointed_count = self.commits_count
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except DatabaseError as error:
+            self._fail(error)
+
+    def _replay(self, batch: list[_Submission], error: Exception) -> None:
         """Undo the batch and write its submissions one by one, so that the bad one fails alone."""
         try:
             self._connection.execute("ROLLBACK")

@@ -301,6 +301,19 @@ async def test_a_count_above_the_bound_from_bytes_is_not_believed(till: Till) ->
     assert held.row.amount_nanos == worst(500)
 
 
+@pytest.mark.parametrize("is_stated", [True, False])
+async def test_it_is_not_asked_when_no_count_could_help(till: Till, *, is_stated: bool) -> None:
+    least = 1_000 if is_stated else OUTPUT_FLOOR_TOKENS
+    terms = TERMS._replace(limit_nanos=worst(least, 0) - 1)
+    cashier = till.open(terms)
+    engine = CountingEngine(1)
+    await refused(till.reserve(1_000, is_stated=is_stated, at=target(engine=engine)))
+    assert engine.asked_count == 0
+    cashier.set_budget(terms._replace(limit_nanos=worst(least, 1)))
+    await till.reserve(1_000, is_stated=is_stated, at=target(engine=engine))
+    assert engine.asked_count == 1
+
+
 async def test_an_engine_that_cant_count_leaves_the_bound(till: Till) -> None:
     till.open(TERMS._replace(limit_nanos=worst(999)))
     engine = CountingEngine(None)
@@ -563,6 +576,39 @@ async def test_a_thresholds_notice_is_written_with_the_settlement_once_for_each_
         "headwater_gateway_budget_thresholds_total", {"scope": "project"}
     )
     assert counted == 2
+
+
+async def test_under_a_raised_limit_a_threshold_is_announced_again(till: Till) -> None:
+    one = worst(10)
+    terms = TERMS._replace(limit_nanos=10 * one)
+    cashier = till.open(terms)
+
+    async def spend(times: int) -> list[int]:
+        with capture_logs() as logs:
+            for _ in range(times):
+                _, held = await till.reserve(10)
+                await till.settle(held, one)
+        return [line["percent"] for line in logs if line["event"] == "budget_threshold"]
+
+    assert await spend(8) == [50, 80]
+    cashier.set_budget(terms._replace(limit_nanos=20 * one))  # of which 40 percent are spent
+    assert await spend(1) == []
+    assert await spend(7) == [50, 80]
+    cashier.set_budget(terms._replace(limit_nanos=17 * one))  # 94 percent: nothing that wasn't said
+    assert await spend(1) == []
+
+
+async def test_under_a_lowered_limit_what_it_reaches_is_announced_with_the_next_charge(till: Till) -> None:
+    one = worst(10)
+    terms = TERMS._replace(limit_nanos=100 * one)
+    cashier = till.open(terms)
+    _, held = await till.reserve(10)
+    await till.settle(held, one)
+    cashier.set_budget(terms._replace(limit_nanos=2 * one))
+    _, held = await till.reserve(10)
+    with capture_logs() as logs:
+        await till.settle(held, 100)
+    assert [line["percent"] for line in logs if line["event"] == "budget_threshold"] == [50]
 
 
 async def test_without_receivers_a_threshold_is_logged_all_the_same(till: Till, reader: Connection) -> None:

@@ -158,7 +158,7 @@ async def test_a_lookup_that_fails_or_is_cancelled_frees_the_key(
     has_begun, may_go_on = threading.Event(), threading.Event()
     real = keys.made._look
 
-    def slowly(name: tuple[str, str, str]) -> store.KeptAnswer:
+    def slowly(name: tuple[str, str, str]) -> StoredAnswer | None:
         has_begun.set()
         may_go_on.wait(WAIT_S)
         return real(name)

@@ -10,6 +10,7 @@ from headwater.errors import AuthenticationFailed, InsufficientQuota
 from headwater.gateway.auth import Authenticator
 from headwater.gateway.cashier import Cashier
 from headwater.gateway.headers import Headers
+from headwater.gateway.idempotency import Idempotency
 from headwater.gateway.live import LiveBooks
 from headwater.keys import new_key
 from headwater.ledger import admin_store, store
@@ -17,6 +18,7 @@ from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.rows import KeyRow
 from headwater.ledger.store import PriceVersion, Write
 from headwater.ledger.writer import LedgerWriter
+from headwater.settings.model import BillingSettings
 from tests.unit.gateway.chats import chat, target
 from tests.unit.gateway.conftest import WAIT_S
 from tests.unit.gateway.tills import PRINCIPAL, HandClock, make_cashier, make_request, sized
@@ -35,7 +37,8 @@ class Running:
         self.writer = writer
         self.cashier: Cashier = make_cashier(database, writer, clock)
         self.authenticator = Authenticator(database, cache_count=100, clock=clock)
-        self.live = LiveBooks(self.authenticator, self.cashier)
+        idempotency = Idempotency(database, BillingSettings(), clock=clock)
+        self.live = LiveBooks(self.authenticator, self.cashier, idempotency)
         self._count = 0
 
     async def reserve(self, *, tags: tuple[str, ...] = ()) -> int:

@@ -8,12 +8,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from headwater.errors import LedgerUnavailable
-from headwater.gateway.notices import notice
 from headwater.gateway.settle import LAZY_S, Settler
 from headwater.ledger import store
 from headwater.ledger.book import Settled
-from headwater.ledger.caps import Spent
-from headwater.ledger.periods import BudgetTerms, period_at
 from headwater.ledger.rows import MarkRow, ReservationRow, ResolutionRow, TransferRow
 from headwater.ledger.store import Connection, Rows, Write, open_writer
 from headwater.ledger.writer import LedgerWriter
@@ -212,6 +209,22 @@ def test_it_goes_with_the_next_submission_and_then_not_again() -> None:
     run(work())
 
 
+def test_the_quarter_of_a_second_of_one_that_has_gone_is_not_the_next_ones() -> None:
+    async def work() -> None:
+        writer, settler = hand_settler()
+        settler.reserve_with_next(reservation(1))
+        await asyncio.sleep(0.1)
+        settler.settle(settlement("req_00"))
+        await asyncio.sleep(0)
+        writer.commit()
+        await asyncio.sleep(0.1)
+        settler.reserve_with_next(reservation(2))
+        await asyncio.sleep(1)
+        assert writer.submitted[1:] == [(0.2 + LAZY_S, ["req_02"])]
+
+    run(work())
+
+
 def test_a_streams_reservation_goes_at_once() -> None:
     async def work() -> None:
         writer, settler = hand_settler()
@@ -342,23 +355,3 @@ async def test_flush_also_writes_what_nobody_waits_for(writer: LedgerWriter, rea
     await settler.flush()
     await asyncio.to_thread(writer.close)
     assert reader.execute("SELECT count(*) FROM reservations").fetchone() == (1,)
-
-
-async def test_who_sends_notices_is_told_when_they_are_on_the_disk(writer: LedgerWriter, reader: Connection) -> None:
-    terms = BudgetTerms("bud_1", "org_1", "project", "prj_1", 100, "total", None, 0, "UTC")
-    row = notice(Spent(terms, period_at(terms, 5_000), 80, 80), "aaaa", 5_000)
-    told = asyncio.Event()
-    seen: list[str] = []
-
-    def tell() -> None:
-        seen.extend(found[0] for found in reader.execute("SELECT id FROM notices"))
-        told.set()
-
-    writer.start()
-    settler = Settler(writer)
-    settler.on_notices = tell
-    await asyncio.wait_for(settler.settle(settlement("req_a")), WAIT_S)
-    assert not told.is_set()  # nothing to send
-    settler.settle(settlement("req_b")._replace(notices=(row,)))
-    await asyncio.wait_for(told.wait(), WAIT_S)
-    assert seen == [row.id]

@@ -2,13 +2,13 @@
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -29,6 +29,7 @@ from headwater.ledger.store import Connection, Write, open_writer
 from headwater.ledger.writer import LedgerWriter
 from headwater.settings.model import WebhookSettings
 from headwater.settings.secret import Secret
+from tests.rig.receiver import OK, Received, Receiver, take
 from tests.unit.gateway.conftest import WAIT_S
 from tests.unit.gateway.tills import HandClock
 
@@ -36,80 +37,7 @@ NOW_S = 1_793_923_200.0
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
 TERMS = BudgetTerms("bud_1", "org_1", "project", "prj_1", 10**12, "month", None, 0, "UTC", (50, 80, 100))
 HOUR_S = 3600.0
-
-
-class Received(NamedTuple):
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-Respond = Callable[[Received], Awaitable[bytes | None]]
-OK = b"HTTP/1.1 204 No Content\r\n\r\n"
-
-
-async def take(_: Received) -> bytes:
-    return OK
-
-
-class Receiver:
-    """A small HTTP server that keeps what it was sent; `respond` gives the bytes of the answer, None hangs up."""
-
-    def __init__(self) -> None:
-        self.received: list[Received] = []
-        self.taken: list[str] = []
-        self.respond: Respond = take
-        self.port = 0
-        self._came = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hooks/a%20b"
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._handle, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        """Nobody listens any more; what is under way is cut."""
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def wait_for(self, count: int) -> None:
-        """Wait until so many requests have come."""
-        async with asyncio.timeout(WAIT_S), self._came:
-            await self._came.wait_for(lambda: len(self.received) >= count)
-
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await self._serve(reader, writer)
-        finally:
-            writer.transport.abort()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        request, *lines = head.rstrip().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        body = await reader.readexactly(int(headers["content-length"]))
-        one = Received(request.split(" ")[1], headers, body)
-        self.received.append(one)
-        async with self._came:
-            self._came.notify_all()
-        answer = await self.respond(one)
-        if answer is not None:
-            if answer == OK:
-                self.taken.append(headers["webhook-id"])
-            writer.write(answer)
-            await writer.drain()
+HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "be-told-of-budgets.md"
 
 
 @pytest.fixture
@@ -199,6 +127,26 @@ def test_the_signature_is_that_of_the_standards_own_example() -> None:
     key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     made = signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b'{"test": 2432232314}')
     assert made == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("secret", [SECRET, "correct horse"])
+def test_the_documented_check_of_a_signature_takes_ours_and_no_other(secret: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Callable[[str, dict[str, str], bytes], bool]] = {}
+    exec(code, names)  # noqa: S102 our own page
+    is_genuine, now_s = names["is_genuine"], int(time.time())
+
+    def headers(at_s: int, key: bytes) -> dict[str, str]:
+        signed = signature(key, "evt_1", at_s, b"{}")
+        return {"webhook-id": "evt_1", "webhook-timestamp": str(at_s), "webhook-signature": signed}
+
+    good = headers(now_s, signing_key(secret))
+    assert is_genuine(secret, good, b"{}")
+    assert not is_genuine(secret, good, b"{ }")
+    assert not is_genuine(secret, {**good, "webhook-id": "evt_2"}, b"{}")
+    assert not is_genuine(secret, {**good, "webhook-timestamp": str(now_s - 1)}, b"{}")
+    assert not is_genuine(secret, headers(now_s, b"another key"), b"{}")
+    assert not is_genuine(secret, headers(now_s - 3_600, signing_key(secret)), b"{}")
 
 
 def test_a_secret_is_base64_after_its_mark_and_otherwise_plain_text() -> None:
@@ -515,7 +463,7 @@ async def test_when_the_ledger_is_gone_sending_stops_quietly(
     await sender.stop()
 
 
-async def test_a_database_that_cant_be_read_for_a_moment_is_read_again(
+async def test_books_that_cant_be_read_end_the_run_and_the_next_one_sends_what_is_left(
     database: Path, clock: HandClock, receiver: Receiver, reader: Connection
 ) -> None:
     sender = Sender(database, clock, receiver.url)
@@ -523,14 +471,16 @@ async def test_a_database_that_cant_be_read_for_a_moment_is_read_again(
     first, second = rows_for(receiver.url, 2)
     await sender.write(first)
     await until(lambda: stored(reader)[first.id].delivered_at_ms is not None)
-    real = sender.webhooks._database
     sender.webhooks._database = database.with_name("elsewhere.db")
-    with capture_logs() as logs:
-        await sender.write(second)
-        await until(lambda: any(line["event"] == "webhooks_interrupted" for line in logs))
-    sender.webhooks._database = real
-    sender.webhooks.wake()
+    await sender.write(second)
+    assert sender._task is not None
+    await asyncio.wait([sender._task], timeout=WAIT_S)
+    assert isinstance(sender._task.exception(), ExceptionGroup)
+    sender.webhooks._database = database
+    again = asyncio.ensure_future(sender.webhooks.run())
     await until(lambda: stored(reader)[second.id].delivered_at_ms is not None)
+    again.cancel()
+    await asyncio.wait([again])
     await sender.stop()
 
 
