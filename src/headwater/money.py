@@ -212,6 +212,11 @@ def worst_case_nanos(
     discount here. requests: as `Units.requests`, for all calls together. Time, images and characters are not in it.
     Raises OverflowError beyond 63 bits.
     """
+    if not price.tiers and not price.multipliers:
+        dearest = input_tokens * max(
+            price.uncached_input, price.cache_read, price.cache_write, price.cache_write_1h or 0
+        ) + output_tokens * max(price.output, price.reasoning)
+        return _within_63_bits(-(-(choices_count * dearest + requests * price.request) // TOKENS_PER_PRICE))
     dearest = 0
     reachable: list[Price | Tier] = [price]
     reachable += (tier for tier in price.tiers if tier.above_input_tokens < input_tokens)

@@ -199,25 +199,25 @@ class Cashier:
             now_ms=now_ms,
         )
         row = ReservationRow(
-            id=hold.id,
-            request_id=request.id,
-            epoch=self._epoch,
-            organization_id=principal.organization_id,
-            project_id=principal.project_id,
-            key_id=principal.key_id,
-            model=request.model,
-            price_id=None if price is None else price.id,
-            amount_nanos=amount_nanos,
-            budgets=hold.budgets_json,
-            lots=hold.lots_json,
-            client_request_id=request.client_request_id,
-            dialect=request.dialect,
-            service_tier=request.service_tier,
-            is_stream=request.is_stream,
-            choices_count=request.payload.choices_count,
-            tags=" ".join(request.tags) or None,
-            received_at_ms=int(request.received_at_s * 1000),
-            expires_at_ms=now_ms + int((target.timeouts.total_s + EXPIRY_GRACE_S) * 1000),
+            hold.id,
+            request.id,
+            self._epoch,
+            principal.organization_id,
+            principal.project_id,
+            principal.key_id,
+            request.model,
+            None if price is None else price.id,
+            amount_nanos,
+            hold.budgets_json,
+            hold.lots_json,
+            request.client_request_id,
+            request.dialect,
+            request.service_tier,
+            request.is_stream,
+            request.payload.choices_count,
+            " ".join(request.tags) or None,
+            int(request.received_at_s * 1000),
+            now_ms + int((target.timeouts.total_s + EXPIRY_GRACE_S) * 1000),
         )
         durable = None
         if request.is_stream:
@@ -324,7 +324,7 @@ class Cashier:
 
     def remaining_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
         """What is left under the tightest cap, as response headers; none where nothing caps the caller."""
-        if not self.book.is_loaded(request.principal.key_id):
+        if not self.book.is_loaded(request.principal.key_id) or not self.book.is_capped(**_scopes(request)):
             return []
         found = self.book.tightest(**_scopes(request), now_ms=self._now_ms())
         if found is None:

@@ -267,6 +267,13 @@ class Book:
             found.append(("wallet", wallet.available_nanos(now_ms)))
         return min(found, key=lambda bound: bound[1], default=None)
 
+    def is_capped(self, *, organization_id: str, project_id: str, key_id: str, tags: Sequence[str] = ()) -> bool:
+        """Whether anything bounds what this caller may spend. Raises KeyNotLoaded."""
+        stack = self._stacks.get((organization_id, project_id, key_id))
+        if stack is None:
+            stack = self._stack(organization_id, project_id, key_id)
+        return bool(stack or tags) or self._wallets[organization_id].is_prepaid
+
     def counters(
         self, *, organization_id: str, project_id: str, key_id: str, tags: Sequence[str] = (), now_ms: int
     ) -> list[Counter]:

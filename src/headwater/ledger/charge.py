@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from headwater.money import STANDARD, Price, Units, calls_cost_nanos
+from headwater.money import NO_UNITS, STANDARD, Price, Units, calls_cost_nanos
 from headwater.usage import NO_USAGE, Outcome, Usage
 
+ONE_REQUEST = Units(requests=1)
 COST_NANOS_MAX = 10**16
 """Ten million units for one request: sums of that many requests' costs, borne by us, stay within 63 bits."""
 
@@ -23,7 +24,7 @@ def call_cost_nanos(usage: Usage, cost: Price) -> int:
     if usage == NO_USAGE:
         return 0
     try:
-        return min(calls_cost_nanos((usage,), cost, units=Units(requests=1)), COST_NANOS_MAX)
+        return min(calls_cost_nanos((usage,), cost, units=ONE_REQUEST), COST_NANOS_MAX)
     except OverflowError:
         return COST_NANOS_MAX
 
@@ -44,8 +45,10 @@ def request_cost_nanos(
         return None
     if is_void(outcome, is_stream=is_stream):
         return 0
-    is_used = any(usage != NO_USAGE for usage in calls)
-    units = Units(requests=int(is_used))
+    units = NO_UNITS
+    for usage in calls:
+        if usage != NO_USAGE:
+            units = ONE_REQUEST
     try:
         return min(calls_cost_nanos(calls, price, service_tier=service_tier, units=units), COST_NANOS_MAX)
     except OverflowError:

@@ -24,8 +24,9 @@ BATCH_SUBMISSIONS_MAX = 1024
 UNSOUND = (IntegrityError, OverflowError)
 """What a submission that breaks a constraint raises, or one with a number beyond 63 bits: it alone is at fault."""
 COMMITS_PER_CHECKPOINT = 64
-ROWS_AT_ONCE_MAX = 32
-"""Rows given to SQLite in one call. Between calls the interpreter's lock changes hands, which costs more than a row."""
+ROWS_AT_ONCE_MAX = 16
+"""Rows given to SQLite in one call. Each call hands the interpreter's lock to the event loop and waits to have it back,
+which costs more than a row does; each number of rows is a statement of its own, which SQLite keeps prepared."""
 
 
 class LedgerFailed(Exception):
@@ -165,20 +166,16 @@ class LedgerWriter:
         self.settlements_count += sum(submission.settlements_count for submission in batch)
 
     def _execute(self, statement: Statement, rows: list[tuple[object, ...]]) -> None:
-        """Write all rows of a statement, as many at once as it takes; the numbers at once are powers of two."""
-        at, size = 0, ROWS_AT_ONCE_MAX
-        while at < len(rows):
-            while size > len(rows) - at:
-                size //= 2
-            sql = self._sql(statement, size)
+        """Write all rows of a statement, as many at once as it takes."""
+        for at in range(0, len(rows), ROWS_AT_ONCE_MAX):
+            some = rows[at : at + ROWS_AT_ONCE_MAX]
+            sql = self._sql(statement, len(some))
             if sql is None:
-                self._connection.executemany(statement.sql, rows[at:])
-                return
-            if size == 1:
-                self._connection.execute(sql, rows[at])
+                self._connection.executemany(statement.sql, some)
+            elif len(some) == 1:
+                self._connection.execute(sql, some[0])
             else:
-                self._connection.execute(sql, tuple(chain.from_iterable(rows[at : at + size])))
-            at += size
+                self._connection.execute(sql, tuple(chain.from_iterable(some)))
 
     def _sql(self, statement: Statement, count: int) -> str | None:
         known = self._texts.get((statement.name, count))
