@@ -1,84 +1,61 @@
 """The auditor: reads only the database and the fake engine's truth log, and recomputes everything.
 
-    python -m tests.rig.auditor DATABASE TRUTH.jsonl [--acks ACKS.jsonl] [--killed-at NS]
+    python -m tests.rig.auditor DATABASE TRUTH.jsonl [--acks ACKS.jsonl] [--killed-at NS …] [--live]
 
 It shares no code with Headwater: SQL of its own, arithmetic of its own. It prints its figures and what it finds, and
-exits with 1 if it finds anything. Every rule is a function below, and each has twins in `tests/integration/test_auditor.py`.
+exits with 1 if it finds anything. The rules about money are in `ledger_audit.py`, the others are functions below; each
+has twins in `tests/integration/test_auditor.py`.
 """
 
 import argparse
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tests.rig.knobs import split_model
+from tests.rig.ledger_audit import check_ledger
+from tests.rig.ledger_rows import KINDS, RESTARTED, Finding, Ledger, Row, flags_of
 from tests.rig.truth import Attempt, Truth
 
-if TYPE_CHECKING:
-    import sqlite3 as sqlite
-else:
-    from pysqlite3 import dbapi2 as sqlite
-
-Row = Mapping[str, Any]
-KINDS = ("uncached_input", "cache_read", "cache_write", "output", "reasoning")
+__all__ = ["METRICS", "Ack", "Audit", "Finding", "audit"]
 LIES = frozenset({"usage_negative", "usage_absurd"})
 """Reports that nobody may believe; `usage_shift` looks true and is believed."""
 CUT_SPAN_S = 1.0
 """A cut stream may have been sent at most what the engine makes in this time beyond what is billed."""
 SETTLED_WITHIN_NS = 1_000_000_000
 """An attempt that ended so long before a kill has been settled by then."""
-FAILED = ("upstream_error", "timeout", "rejected")
+MARK_TOKENS, MARK_S, COMMIT_S = 256, 1.0, 0.5
+"""Of a stream that a crash cut, what was delivered since its last mark isn't billed: a mark comes every so many tokens
+or seconds, and is on the disk after the time of a commit."""
+METRICS = {
+    **dict.fromkeys(("acknowledged", "delivered", "unknown"), "lost"),
+    **dict.fromkeys(("unique", "repeated"), "doubled"),
+    **dict.fromkeys(("budget", "scope", "credit"), "overdrawn"),
+    **dict.fromkeys(("open", "together", "reference", "sum"), "leaked"),
+}
+"""What a broken rule counts as; the rules that aren't here are `misstated`."""
 
 
 class Ack(msgspec.Struct, kw_only=True):
-    """What a client was told. request_id: from `x-request-id`; output_tokens: of the usage object it got, if any."""
+    """What a client was told.
+
+    request_id: from `x-request-id`; output_tokens: of the usage object it got, if any; delivered_ns: when each piece of
+    content came (monotonic), of a stream; idempotency_key: what it was sent under; original_request_id: of an answer
+    that was given again; body_sha256: of a whole answer under a key, in hex.
+    """
 
     request_id: str
     status: int
     is_complete: bool
     output_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that doesn't hold. rule: a short name; about: the id it is about."""
-
-    rule: str
-    about: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.about}: {self.message}"
-
-
-@dataclass(slots=True)
-class Ledger:
-    """The database as the auditor reads it."""
-
-    records: list[Row]
-    attempts: list[Row]
-    prices: list[Row]
-    keys: list[Row]
-
-    @classmethod
-    def read(cls, database: Path) -> "Ledger":
-        """Read all tables in one read transaction on a read-only connection."""
-        connection = sqlite.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None)
-        connection.row_factory = sqlite.Row
-        try:
-            connection.execute("BEGIN")
-
-            def rows(table: str) -> list[Row]:
-                return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
-
-            return cls(rows("usage_records"), rows("attempts"), rows("prices"), rows("api_keys"))
-        finally:
-            connection.close()
+    delivered_ns: list[int] = []
+    idempotency_key: str | None = None
+    original_request_id: str | None = None
+    body_sha256: str | None = None
 
 
 @dataclass(slots=True)
@@ -98,36 +75,50 @@ class Audit:
         """The names of the rules that don't hold."""
         return {finding.rule for finding in self.findings}
 
+    @property
+    def metrics(self) -> dict[str, int]:
+        """How many findings there are of each kind: lost, doubled, overdrawn, leaked, misstated."""
+        counts = dict.fromkeys(("lost", "doubled", "overdrawn", "leaked", "misstated"), 0)
+        for finding in self.findings:
+            counts[METRICS.get(finding.rule, "misstated")] += 1
+        return counts
+
     def __str__(self) -> str:
         lines = [f"{name}: {value}" for name, value in self.figures.items()]
         lines += [f"FOUND {finding}" for finding in self.findings]
         return "\n".join([*lines, f"{len(self.findings)} findings"])
 
 
-def audit(database: Path, truth: Truth, *, acks: Iterable[Ack] = (), killed_at_ns: int | None = None) -> Audit:
+def audit(
+    database: Path,
+    truth: Truth,
+    *,
+    acks: Iterable[Ack] = (),
+    killed_at_ns: int | Sequence[int] | None = None,
+    is_at_rest: bool = True,
+) -> Audit:
     """Recompute everything.
 
-    killed_at_ns: when the platform was killed (monotonic); attempts it had under way, or not yet settled, have no row.
+    killed_at_ns: when the platform was killed (monotonic), each time; attempts it had under way, or not yet settled,
+    have no row unless a mark told of them. is_at_rest: no request is being served, and after a kill it was started again.
     """
-    books, acks = Ledger.read(database), list(acks)
-    by_request: dict[str, list[Row]] = defaultdict(list)
-    for row in books.attempts:
-        by_request[row["request_id"]].append(row)
-    prices = {row["id"]: row for row in books.prices}
+    ledger, acks = Ledger.read(database), list(acks)
+    kills = [killed_at_ns] if isinstance(killed_at_ns, int) else list(killed_at_ns or ())
     findings = [
-        *_unique("usage_records", [row["request_id"] for row in books.records], "req_"),
-        *_unique("attempts", [row["id"] for row in books.attempts], "att_"),
-        *_references(books),
-        *_acknowledged(books.records, acks),
-        *_truth(books, truth, killed_at_ns),
+        *_unique("usage_records", [row["request_id"] for row in ledger.records], "req_"),
+        *_unique("attempts", [row["id"] for row in ledger.attempts], "att_"),
+        *_references(ledger),
+        *_acknowledged(ledger, acks, is_killed=bool(kills)),
+        *_repeated(ledger, acks),
+        *_truth(ledger, truth, kills),
+        *check_ledger(ledger, is_at_rest=is_at_rest),
     ]
-    for record in books.records:
+    for record in ledger.records:
         findings += _shape(record["request_id"], record)
-        findings += _sums(record, by_request[record["request_id"]])
-        findings += _outcome(record, by_request[record["request_id"]])
+        findings += _sums(record, ledger.attempts_of[record["request_id"]])
+        findings += _outcome(record, ledger.attempts_of[record["request_id"]])
         findings += _times(record)
-        findings += _cost(record, prices, books.prices)
-    return Audit(findings, _figures(books, truth, acks))
+    return Audit(findings, _figures(ledger, truth, acks))
 
 
 # -- the rules -------------------------------------------------------------------------------------------------------
@@ -142,37 +133,68 @@ def _unique(table: str, ids: Sequence[str], prefix: str) -> Iterator[Finding]:
             yield Finding("unique", one, f"is no id of {table}")
 
 
-def _references(books: Ledger) -> Iterator[Finding]:
-    """Attempts belong to records, records to keys and their owners."""
-    known = {row["request_id"] for row in books.records}
-    keys = {row["id"]: row for row in books.keys}
-    for attempt in books.attempts:
-        if attempt["request_id"] not in known:
+def _references(ledger: Ledger) -> Iterator[Finding]:
+    """Attempts belong to records, records and reservations to keys and their owners."""
+    keys = {row["id"]: row for row in ledger.tables["api_keys"]}
+    for attempt in ledger.attempts:
+        if attempt["request_id"] not in ledger.record_of:
             yield Finding("reference", attempt["id"], f"its request {attempt['request_id']} has no record")
-    for record in books.records:
-        key = keys.get(record["key_id"])
+    for row in (*ledger.records, *ledger.reservations):
+        key = keys.get(row["key_id"])
         if key is None:
-            yield Finding("reference", record["request_id"], f"its key {record['key_id']} doesn't exist")
-        elif any(key[name] != record[name] for name in ("organization_id", "project_id")):
-            yield Finding("reference", record["request_id"], "isn't of its key's organization and project")
+            yield Finding("reference", row["request_id"], f"its key {row['key_id']} doesn't exist")
+        elif any(key[name] != row[name] for name in ("organization_id", "project_id")):
+            yield Finding("reference", row["request_id"], "isn't of its key's organization and project")
 
 
-def _acknowledged(records: Sequence[Row], acks: Sequence[Ack]) -> Iterator[Finding]:
-    """Whoever was told that the answer is complete has a record that says ok, with the usage they were told."""
-    by_id = {row["request_id"]: row for row in records}
+def _acknowledged(ledger: Ledger, acks: Sequence[Ack], *, is_killed: bool) -> Iterator[Finding]:
+    """Whoever was told that the answer is complete has a record that says ok, with the usage they were told.
+
+    Whoever was sent content has a record, and is billed for no less, but for what a crash loses.
+    """
     for ack in acks:
-        record = by_id.get(ack.request_id)
+        about = ack.original_request_id or ack.request_id
+        record = ledger.record_of.get(about)
         if record is None:
-            if ack.status == 200 or ack.status >= 500:
-                yield Finding("acknowledged", ack.request_id, f"a client was answered {ack.status}; there is no record")
+            # The record of a refusal (503) is not waited for, so a kill may lose it.
+            was_waited_for = ack.status == 200 or (ack.status >= 500 and not (is_killed and ack.status == 503))
+            if was_waited_for:
+                yield Finding("acknowledged", about, f"a client was answered {ack.status}; there is no record")
         elif ack.is_complete and record["outcome"] != "ok":
-            yield Finding(
-                "acknowledged", ack.request_id, f"a complete answer went out; the record says {record['outcome']}"
-            )
+            yield Finding("acknowledged", about, f"a complete answer went out; the record says {record['outcome']}")
         elif ack.output_tokens is not None and ack.output_tokens != record["output"]:
-            yield Finding(
-                "acknowledged", ack.request_id, f"told {ack.output_tokens} tokens, recorded {record['output']}"
-            )
+            yield Finding("acknowledged", about, f"told {ack.output_tokens} tokens, recorded {record['output']}")
+        elif ack.delivered_ns:
+            yield from _delivered(record, ack.delivered_ns)
+
+
+def _delivered(record: Row, arrived_ns: Sequence[int]) -> Iterator[Finding]:
+    missing = len(arrived_ns) - record["output"]
+    if record["error_code"] != RESTARTED:
+        may_miss = 0
+    else:
+        since_commit = sum(at >= arrived_ns[-1] - COMMIT_S * 1e9 for at in arrived_ns)
+        since_mark = sum(at >= arrived_ns[-1] - (MARK_S + COMMIT_S) * 1e9 for at in arrived_ns)
+        may_miss = min(MARK_TOKENS + since_commit, since_mark)
+    if missing > may_miss:
+        told = f"{len(arrived_ns)} pieces were delivered, {record['output']} billed; {may_miss} may be missing"
+        yield Finding("delivered", record["request_id"], told)
+
+
+def _repeated(ledger: Ledger, acks: Sequence[Ack]) -> Iterator[Finding]:
+    """All answers under one idempotency key are one answer, byte for byte, of one request that was served once."""
+    under: dict[str, list[Ack]] = {}
+    for ack in acks:
+        if ack.idempotency_key is not None and ack.status == 200 and ack.is_complete:
+            under.setdefault(ack.idempotency_key, []).append(ack)
+    served = Counter(row["client_request_id"] for row in ledger.records if row["outcome"] == "ok")
+    for key, told in under.items():
+        requests = {ack.original_request_id or ack.request_id for ack in told}
+        bodies = {ack.body_sha256 for ack in told}
+        if len(requests) > 1 or len(bodies) > 1:
+            yield Finding("repeated", key, f"was answered {len(bodies)} ways, from {sorted(requests)}")
+        if served[key] > 1:
+            yield Finding("repeated", key, f"was served and charged {served[key]} times")
 
 
 def _shape(about: str, row: Row) -> Iterator[Finding]:
@@ -223,46 +245,16 @@ def _times(record: Row) -> Iterator[Finding]:
         yield Finding("times", record["request_id"], "a first token was sent; no output is recorded")
 
 
-def _cost(record: Row, prices: Mapping[str, Row], versions: Sequence[Row]) -> Iterator[Finding]:
-    """Cost = Σ tokens × price, divided once by a million, half up; nothing for a failed answer that wasn't streamed.
-
-    The price is the newest version of the model's at the time of admission; without a price there is no cost.
-    """
-    about, price = record["request_id"], prices.get(record["price_id"])
-    if record["price_id"] is None:
-        if record["cost_nanos"] is not None:
-            yield Finding("cost", about, f"costs {record['cost_nanos']} without a price")
-        return
-    if price is None or price["model"] != record["model"]:
-        yield Finding("cost", about, f"its price {record['price_id']} is not one of {record['model']}")
-        return
-    older = [row for row in versions if row["model"] == record["model"]]
-    newest = max((row for row in older if row["created_at_ms"] <= record["received_at_ms"]), key=_version, default=None)
-    if newest is None or newest["id"] != price["id"]:
-        yield Finding("cost", about, f"priced by {price['id']}, not by the version in force")
-    plain = {**{name: record[name] for name in KINDS}, "output": record["output"] - record["reasoning"]}
-    whole, rest = divmod(sum(plain[name] * price[f"{name}_nanos"] for name in KINDS), 1_000_000)
-    cost = whole + (rest * 2 >= 1_000_000)
-    if not record["is_stream"] and record["outcome"] in FAILED:
-        cost = 0
-    if record["cost_nanos"] != cost:
-        yield Finding("cost", about, f"costs {record['cost_nanos']} nanos, recomputed {cost}")
-
-
-def _version(row: Row) -> tuple[int, str]:
-    return row["created_at_ms"], row["id"]
-
-
-def _truth(books: Ledger, truth: Truth, killed_at_ns: int | None) -> Iterator[Finding]:
+def _truth(ledger: Ledger, truth: Truth, kills_ns: Sequence[int]) -> Iterator[Finding]:
     """Attempts of the ledger and of the engine are the same ones, and they say the same."""
-    rows = {row["id"]: row for row in books.attempts}
+    rows = {row["id"]: row for row in ledger.attempts}
     seen = truth.by_request
     for attempt_id, twins in seen.items():
         if len(twins) > 1:
             yield Finding("truth", attempt_id, f"the engine received it {len(twins)} times")
-        if attempt_id not in rows and not _died_with(twins[0], killed_at_ns):
-            yield Finding("truth", attempt_id, "the engine worked on it; the ledger doesn't know it")
-    for row in books.attempts:
+        if attempt_id not in rows and not any(_died_with(twins[0], at) for at in kills_ns):
+            yield Finding("unknown", attempt_id, "the engine worked on it; the ledger doesn't know it")
+    for row in ledger.attempts:
         twins = seen.get(row["id"], [])
         if not twins:
             if row["outcome"] == "ok" or any(row[name] for name in KINDS):
@@ -271,11 +263,13 @@ def _truth(books: Ledger, truth: Truth, killed_at_ns: int | None) -> Iterator[Fi
                 )
             continue
         yield from _one_attempt(row, twins[0])
+        if kills_ns and row["error_code"] == RESTARTED and not any(_died_with(twins[0], at) for at in kills_ns):
+            yield Finding("recovered", row["id"], "is said to have died with the platform; it did not")
 
 
-def _died_with(engine: Attempt, killed_at_ns: int | None) -> bool:
+def _died_with(engine: Attempt, killed_at_ns: int) -> bool:
     """Whether the platform was killed while it had that attempt, or in the moment before its settlement."""
-    if killed_at_ns is None or engine.received_at_ns > killed_at_ns + SETTLED_WITHIN_NS:
+    if engine.received_at_ns > killed_at_ns + SETTLED_WITHIN_NS:
         return False
     return engine.closed_at_ns is None or engine.closed_at_ns > killed_at_ns - SETTLED_WITHIN_NS
 
@@ -300,6 +294,10 @@ def _tokens(row: Row, engine: Attempt) -> Iterator[Finding]:
     """Reported tokens equal the engine's; counted ones its chunks; a cut stream is billed for what came, never more."""
     about, report = row["id"], engine.reported_usage
     sent, billed = engine.tokens_sent, row["output"]
+    if row["error_code"] == RESTARTED:
+        if billed > max(sent, len(engine.token_times_ns)):
+            yield Finding("tokens", about, f"recovered: {billed} billed, {sent} sent")
+        return
     if row["outcome"] == "ok" and row["usage_source"] == "reported" and report is not None:
         if LIES & set(engine.faults):
             yield Finding("tokens", about, f"a report nobody may believe was believed: {report}")
@@ -337,22 +335,25 @@ def _story(engine: Attempt) -> str:
     return f"faults {engine.faults}, {how}, {engine.tokens_sent} tokens sent"
 
 
-def _figures(books: Ledger, truth: Truth, acks: Sequence[Ack]) -> dict[str, object]:
+def _figures(ledger: Ledger, truth: Truth, acks: Sequence[Ack]) -> dict[str, object]:
     cut = {one.request_id: one for one in truth.attempts}
     lost = [
         cut[row["id"]].tokens_sent - row["output"]
-        for row in books.attempts
+        for row in ledger.attempts
         if row["outcome"] != "ok" and row["id"] in cut and cut[row["id"]].closed_at_ns is not None
     ]
     return {
-        "records": len(books.records),
-        "attempts": len(books.attempts),
+        "records": len(ledger.records),
+        "attempts": len(ledger.attempts),
         "attempts the engine saw": len(truth.attempts),
         "acknowledged": len(acks),
-        "outcomes": dict(sorted(Counter(row["outcome"] for row in books.records).items())),
-        "sources": dict(sorted(Counter(row["usage_source"] for row in books.records).items())),
-        "tokens": {name: sum(row[name] for row in books.records) for name in KINDS},
-        "cost in nanos": sum(row["cost_nanos"] or 0 for row in books.records),
+        "reservations": len(ledger.reservations),
+        "resolutions": dict(sorted(Counter(row["kind"] for row in ledger.resolutions).items())),
+        "recovered": sum("recovered" in flags_of(row) for row in ledger.records),
+        "outcomes": dict(sorted(Counter(row["outcome"] for row in ledger.records).items())),
+        "sources": dict(sorted(Counter(row["usage_source"] for row in ledger.records).items())),
+        "tokens": {name: sum(row[name] for row in ledger.records) for name in KINDS},
+        "cost in nanos": sum(row["cost_nanos"] or 0 for row in ledger.records),
         "sent − billed of cut attempts, most and sum": (max(lost, default=0), sum(lost)),
     }
 
@@ -368,10 +369,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("database", type=Path)
     parser.add_argument("truth", type=Path, help="the fake engine's log")
     parser.add_argument("--acks", type=Path, help="JSON lines of what clients were told (class Ack)")
-    parser.add_argument("--killed-at", type=int, metavar="NS", help="when the platform was killed (monotonic clock)")
+    parser.add_argument(
+        "--killed-at", type=int, metavar="NS", action="append", default=[], help="when it was killed (monotonic)"
+    )
+    parser.add_argument("--live", action="store_true", help="requests are being served")
     options = parser.parse_args(argv)
     acks = [] if options.acks is None else read_acks(options.acks)
-    found = audit(options.database, Truth.read(options.truth), acks=acks, killed_at_ns=options.killed_at)
+    truth, kills = Truth.read(options.truth), options.killed_at
+    found = audit(options.database, truth, acks=acks, killed_at_ns=kills, is_at_rest=not options.live)
     print(found)
     return 0 if found.is_clean else 1
 
