@@ -41,7 +41,7 @@ KILLED_EVERY, EXPIRED_EVERY = 10, 7
 """Of so many keys one is interrupted by a kill; of so many that were answered one expires."""
 TWINS = {"nothing_is_in_flight": "doubled", "answers_not_kept": "doubled"}
 """Broken builds and the metric that must notice."""
-TWIN_KEYS = 3
+TWIN_KEYS = 2
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
 
 

@@ -13,6 +13,7 @@ RIGS: dict[str, str] = {
     "t3": "gate.disconnects",
     "t4": "gate.power_cut",
     "t7": "gate.idempotency_storm",
+    "t8": "gate.simulation",
     "t9": "gate.io_faults",
 }
 

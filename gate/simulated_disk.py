@@ -13,7 +13,7 @@ from gate.simulated_world import PRICE, World
 from headwater.ledger.book import Book, Settled
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.price_list import PriceList
-from headwater.ledger.recovery import _settlement as settlement_of
+from headwater.ledger.recovery import last_settlement
 from headwater.ledger.rows import Delta, MarkRow, ReservationRow, ResolutionRow, Settlement, TransferRow
 from headwater.ledger.store import BudgetState, OpenReservation, PriceVersion
 from headwater.ledger.wallet import Lot, LotState
@@ -264,7 +264,7 @@ class MemoryLog:
                 None if mark is None else mark.attempts,
                 is_expired=one in contents.resolutions,
             )
-            contents.settle(settlement_of(found, PRICES, lots, now_ms))
+            contents.settle(last_settlement(found, PRICES, lots, now_ms))
         book = make(max(contents.reservations, default=0) + 1)
         contents.fill(book, self._world)
         return before, book

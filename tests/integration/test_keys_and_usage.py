@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.bodies import chat_body
-from tests.rig.auditor import Ledger, audit
+from tests.rig.auditor import audit
+from tests.rig.ledger_rows import Ledger
 from tests.rig.platform import Platform, config, running_platform, upstream
 from tests.rig.processes import FakeEngineHandle, fake_engine
 

@@ -1,6 +1,7 @@
 """`headwater up`: the whole platform in the foreground, from an empty directory to a first streamed answer."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -103,6 +104,7 @@ async def _serve(
     platform.start_ledger()
     try:
         await platform.start(listener, bind_unix(admin_socket))
+        gc.freeze()  # what is here now stays: with many keys and budgets, going over it takes tens of milliseconds
         greeting = asyncio.ensure_future(_greet(platform, settings, console, is_asking=is_asking))
         stopped = asyncio.ensure_future(stopping.wait())
         try:

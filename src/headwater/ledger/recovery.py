@@ -49,7 +49,7 @@ def recover(reader: Connection, writer: LedgerWriter, *, now_ms: int) -> Recover
     open_ones = store.read_open_reservations(reader, open_from)
     prices = PriceList(store.read_prices(reader))
     lots = store.read_lots(reader)
-    settlements = [_settlement(one, prices, lots, now_ms) for one in open_ones]
+    settlements = [last_settlement(one, prices, lots, now_ms) for one in open_ones]
     waiting = []
     for start in range(0, len(settlements), CHUNK_COUNT):
         writes: list[Write] = []
@@ -70,7 +70,7 @@ def recover(reader: Connection, writer: LedgerWriter, *, now_ms: int) -> Recover
     )
 
 
-def _settlement(one: OpenReservation, prices: PriceList, lots: dict[str, LotState], now_ms: int) -> Settlement:
+def last_settlement(one: OpenReservation, prices: PriceList, lots: dict[str, LotState], now_ms: int) -> Settlement:
     """The settlement of a reservation nobody will settle any more. Pure."""
     held = one.reservation
     marks = _marks(one) if held.is_stream else []

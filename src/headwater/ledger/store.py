@@ -266,7 +266,10 @@ SELECT_NEXT_RESERVATION_ID = (
 )
 SELECT_STATE = "SELECT value FROM ledger_state WHERE name = ?"
 SELECT_LOTS = (
-    "SELECT g.id, g.organization_id, l.remaining_nanos, g.expires_at_ms, g.revoked_at_ms"
+    "SELECT g.id, g.organization_id, l.remaining_nanos,"
+    # One whose rest has lapsed stays over, also when the clock is put back before its date.
+    " CASE WHEN EXISTS (SELECT 1 FROM transfers t WHERE t.subject = g.id AND t.kind = 'grant_expire' AND t.part = 0)"
+    " THEN 0 ELSE g.expires_at_ms END, g.revoked_at_ms"
     " FROM grant_lots l JOIN grants g ON g.id = l.grant_id WHERE l.remaining_nanos > 0 ORDER BY g.id"
 )
 SELECT_ORGANIZATIONS_PAYING = "SELECT id, is_prepaid, currency FROM organizations"
