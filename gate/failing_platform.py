@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,9 +22,8 @@ from tests.rig.processes import FakeEngineHandle, fake_engine
 FAST, ENDLESS, FLOOD = "m:tokens=3", "m:tokens=100000,gap_ms=20", "m:endless,big_chunk=3000000"
 STREAMS_COUNT, CALLERS_COUNT = 2, 8
 WRITE_STALL_TIMEOUT_S, DRAIN_TIMEOUT_S = 2.0, 0.5
-CHECKPOINT_FRAMES, WRITES_PER_FRAME = 1000, 2
-"""SQLite's checkpoint begins when the log holds so many pages; each is a header and the page."""
-FILLERS_COUNT, ROUGHLY_FULL_FRAMES, FULL_FRAMES = 8, 850, 970
+COMMITS_PER_CHECKPOINT, COMMITS_BEFORE, WRITES_PER_COMMIT = 64, 5, 16
+"""The writer checkpoints after so many commits; a commit under light load is about so many writes."""
 END_TIMEOUT_S = 60.0
 CARRIED_ON_S = 1.0
 UNKNOWN = "unknown"
@@ -62,16 +60,16 @@ class FailingPlatform:
                 async with running_platform(text, Path(folder) / "p", wrapper=command, env=env) as platform:
                     yield cls(platform, engine, command, seed)
 
-    async def suffer(self, fault: Fault, *, is_held: bool = False, is_log_full: bool = False) -> dict[str, int]:
+    async def suffer(self, fault: Fault, *, is_held: bool = False, is_near_checkpoint: bool = False) -> dict[str, int]:
         """Load it, let the fault happen, judge its end, start it again on the healed disk, audit; returns figures.
 
         is_held: a client that reads nothing holds the end up for the write stall, so that `/ready` can be asked.
-        is_log_full: the fault counts from about where the write-ahead log is full and a checkpoint begins.
+        is_near_checkpoint: the fault counts from a few commits before a checkpoint.
         """
         self.complaints.clear()
         crowd, log = Crowd(self.platform), self.platform.directory / "strace.txt"
-        if is_log_full:
-            fault = fault._replace(at=fault.at + await self._fill_log(crowd, fault.call))
+        if is_near_checkpoint:
+            fault = fault._replace(at=fault.at + await self._near_checkpoint(crowd, fault.call))
         async with (
             injected(self.platform.pid, self.platform.database, fault, log) as injection,
             self._holding(is_held=is_held),
@@ -121,21 +119,21 @@ class FailingPlatform:
             "ready_said_so": int(any(status == 503 for status, _ in crowd.ready)),
         }
 
-    async def _fill_log(self, crowd: Crowd, call: Call) -> int:
-        """Commit until the write-ahead log is almost full; returns about how many calls of that kind fill the rest."""
-        index = self.platform.database.with_name(self.platform.database.name + "-shm")
+    async def _near_checkpoint(self, crowd: Crowd, call: Call) -> int:
+        """Commit until the next checkpoint is a few commits away; returns about how many calls of that kind come before it."""
+        commits_count = 0
 
-        def frames_count() -> int:
-            """How many frames the log holds now (mxFrame of the wal-index header, sqlite.org/walformat.html §2.1)."""
-            return int.from_bytes(index.read_bytes()[16:20], sys.byteorder)
+        async def look() -> None:
+            nonlocal commits_count
+            metrics = await self.platform.metrics()
+            commits_count = int(metrics["headwater_ledger_commits_total"])
 
-        # First quickly, then by small commits, so as not to go past the border.
-        for clients_count, enough in ((FILLERS_COUNT, ROUGHLY_FULL_FRAMES), (1, FULL_FRAMES)):
-            async with asyncio.TaskGroup() as group:
-                for _ in range(clients_count):
-                    group.create_task(crowd.keep_asking(f"fake/{FAST}", self._draw, lambda: frames_count() >= enough))  # noqa: B023
-        rest = max(0, CHECKPOINT_FRAMES - frames_count())
-        return rest * WRITES_PER_FRAME if call == "pwrite64" else 0
+        await look()
+        while COMMITS_PER_CHECKPOINT - commits_count % COMMITS_PER_CHECKPOINT > COMMITS_BEFORE:
+            await crowd.ask(f"fake/{FAST}", is_stream=False)
+            await look()
+        rest = COMMITS_PER_CHECKPOINT - commits_count % COMMITS_PER_CHECKPOINT
+        return rest * WRITES_PER_COMMIT if call == "pwrite64" else 0
 
     @contextlib.asynccontextmanager
     async def _holding(self, *, is_held: bool) -> AsyncIterator[None]:

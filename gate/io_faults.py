@@ -25,7 +25,7 @@ FAULTS_PER_DIRECTORY = 25
 """A directory's books grow with each fault, and so does the audit of them."""
 HELD_EVERY = 16
 """At these faults the end is held up, so that `/ready` can be asked."""
-LOG_FULL_AT = (5, 6)
+NEAR_CHECKPOINT_AT = (5, 6)
 """These of every eight faults, one at a sync and one at a write, count from the first checkpoint, not from the start."""
 TWIN = "acknowledge_before_commit"
 ALONE = ("full-disk", f"twin-{TWIN}")
@@ -40,7 +40,7 @@ class Planned(NamedTuple):
     name: str
     fault: Fault
     is_held: bool
-    is_log_full: bool
+    is_near_checkpoint: bool
 
 
 def plan(ks: Iterable[int], seed: int) -> list[Planned]:
@@ -53,13 +53,13 @@ def plan(ks: Iterable[int], seed: int) -> list[Planned]:
         for error in ("EIO", "ENOSPC"):
             is_lasting = draw.random() < 0.5
             # A commit under this load is some twenty writes and one sync.
-            is_log_full = k % 8 in LOG_FULL_AT
+            is_near_checkpoint = k % 8 in NEAR_CHECKPOINT_AT
             # One of the last commits before the checkpoint, and then some sixty pages that it copies between two syncs.
-            at_sync = Fault(error, "fsync,fdatasync", 1 + (k // 8 % 6 if is_log_full else k // 16), is_lasting)
-            at_write = Fault(error, "pwrite64", 20 + k // 3 if is_log_full else k, is_lasting)
+            at_sync = Fault(error, "fsync,fdatasync", 1 + (k // 8 % 6 if is_near_checkpoint else k // 16), is_lasting)
+            at_write = Fault(error, "pwrite64", 20 + k // 3 if is_near_checkpoint else k, is_lasting)
             fault = at_sync if k % 4 == 1 else at_write
             is_held = k % HELD_EVERY == 0 and error == "EIO"
-            rounds.append(Planned(f"fault-{error.lower()}-{k}", fault, is_held, is_log_full))
+            rounds.append(Planned(f"fault-{error.lower()}-{k}", fault, is_held, is_near_checkpoint))
     return rounds
 
 
@@ -83,8 +83,8 @@ async def run(size: Size, seed: int, state: State, progress: Progress) -> list[R
                 for _ in range(FAULTS_PER_DIRECTORY):
                     if not waiting:
                         return
-                    name, fault, is_held, is_log_full = waiting.pop()
-                    figures = await platform.suffer(fault, is_held=is_held, is_log_full=is_log_full)
+                    name, fault, is_held, is_near_checkpoint = waiting.pop()
+                    figures = await platform.suffer(fault, is_held=is_held, is_near_checkpoint=is_near_checkpoint)
                     done(name, figures, platform)
 
     async def fill_disk() -> None:

@@ -28,7 +28,7 @@ def test_every_k_fails_in_both_ways() -> None:
     rounds = plan(KS["full"], seed=1)
     assert rounds == plan(KS["full"], seed=1)
     assert len({one.name for one in rounds}) == len(rounds) == 400
-    kinds = Counter((one.fault.error, one.fault.call, one.fault.is_lasting, one.is_log_full) for one in rounds)
+    kinds = Counter((one.fault.error, one.fault.call, one.fault.is_lasting, one.is_near_checkpoint) for one in rounds)
     assert len(kinds) == 16, "both errors, writes and syncs, once and for good, anywhere and at a checkpoint"
     assert min(kinds.values()) >= 5
     assert any(one.is_held for one in rounds)
