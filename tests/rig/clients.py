@@ -160,7 +160,11 @@ class Client:
         if api_key is not None:
             extra["authorization"] = f"Bearer {api_key}"
         client = await cls.connect(base_url, unix=unix, receive_bytes_max=receive_bytes_max)
-        await client.send("POST", f"{urlsplit(base_url).path}/chat/completions", msgspec.json.encode(body), extra)
+        try:
+            await client.send("POST", f"{urlsplit(base_url).path}/chat/completions", msgspec.json.encode(body), extra)
+        except BaseException:
+            client.close()  # whoever called never sees it
+            raise
         return client
 
     @classmethod
