@@ -72,7 +72,7 @@ def project_unchecked() -> None:
 
 
 def check_then_act() -> None:
-    """What may be spent is looked at, and taken a turn of the event loop later: in between others look too."""
+    """What may be spent is looked at, and taken as much later as a store takes to answer: in between others look too."""
     import asyncio
 
     from headwater.gateway import cashier
@@ -88,7 +88,7 @@ def check_then_act() -> None:
         affordable = self.book.affordable_nanos(**cashier._scopes(request), now_ms=now_ms)
         if affordable is not None and affordable < cashier._worst_case(request, sized, price):
             return await hold(self, request, target, sized, price, now_ms)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
         is_blind = True
         try:
             return await hold(self, request, target, sized, price, now_ms)

@@ -294,7 +294,7 @@ class Life:
             settled = context.settler.settle(settlement)
             try:
                 if ending.outcome != "rejected":
-                    await asyncio.shield(settled)
+                    await settled
                     if settlement.notices:
                         context.cashier.on_notice()
                 context.telemetry.settled(settlement)
@@ -323,14 +323,17 @@ class Life:
     def _settlement(self, ending: Ending, sink: Sink | None = None) -> Settlement:
         """What the books are to have of this request; its money is settled in memory by this. Call once."""
         request, context, reservation = self.request, self._context, self._reservation
-        rows = tuple(attempt.row(request.id, ending.outcome, self._cost()) for attempt in self._attempts)
-        usage = sum((row.usage for row in rows), NO_USAGE)
+        received_ms = int(request.received_at_s * 1000)
+        cost = self._cost(received_ms)
+        rows = tuple([attempt.row(request.id, ending.outcome, cost) for attempt in self._attempts])
+        usages = [row.usage for row in rows]
+        usage = usages[0] if len(usages) == 1 else sum(usages, NO_USAGE)
         price = self._price()
         answer: StoredAnswer | None = None
         if self._keep is not None and sink is not None and ending.outcome == "ok":
             answer = self._keep(sink.render(usage), int(context.clock.now_s() * 1000))
         cost_nanos = request_cost_nanos(
-            [row.usage for row in rows],
+            usages,
             price,
             outcome=ending.outcome,
             is_stream=request.is_stream,
@@ -341,7 +344,7 @@ class Life:
         flags = [*closed.flags]
         if price is None:
             flags.append("unpriced")
-        if any(row.report is not None for row in rows):
+        if [row for row in rows if row.report is not None]:
             flags.append("lying_report")
         record = UsageRow(
             request_id=request.id,
@@ -359,7 +362,7 @@ class Life:
             usage=usage,
             price_id=None if price is None else price.id,
             cost_nanos=None if price is None else closed.charge_nanos,
-            received_at_ms=int(request.received_at_s * 1000),
+            received_at_ms=received_ms,
             queue_ms=int(self._queue_s * 1000),
             ttft_ms=None if self._ttft_s is None else math.ceil(self._ttft_s * 1000),
             duration_ms=math.ceil((context.clock.monotonic_s() - request.received_monotonic_s) * 1000),
@@ -386,13 +389,11 @@ class Life:
             return self._reservation.price
         return self._context.cashier.price(self.request, self._target)
 
-    def _cost(self) -> Price | None:
+    def _cost(self, received_ms: int) -> Price | None:
         """What the upstream takes for the model; our own engines take nothing."""
         if self._target.is_own:
             return None
-        return self._context.cashier.prices.current(
-            self._target.name, int(self.request.received_at_s * 1000), kind="cost"
-        )
+        return self._context.cashier.prices.current(self._target.name, received_ms, kind="cost")
 
     def _out_of_time(self) -> None:
         self._stop.press("timeout", TimedOut("The request ran into its total time-out."))

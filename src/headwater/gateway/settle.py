@@ -44,8 +44,9 @@ class Settler:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Item] = []
-        self._open: set[asyncio.Future[None]] = set()
         self._is_under_way = False
+        self._alone_count = 0
+        self._is_idle = asyncio.Event()
         self._is_urgent = False
         self._lazy: asyncio.TimerHandle | None = None
 
@@ -64,7 +65,7 @@ class Settler:
     def settle(self, settlement: Settlement) -> "asyncio.Future[None]":
         """Write a settlement; the future resolves when it is on the disk, or fails with LedgerUnavailable.
 
-        Whoever waits should shield it: cancelling the wait must not look like cancelling the settlement.
+        Cancelling the wait cancels nothing here: it only forgets the future, which is the waiter's alone.
         """
         return self._add(Batch.settle, (settlement,), settlement.record.request_id, is_urgent=True)
 
@@ -85,15 +86,14 @@ class Settler:
     async def flush(self) -> None:
         """Wait until everything handed over so far has an answer."""
         self._submit_lazily()
-        if self._open:
-            await asyncio.wait(set(self._open))
+        while self._waiting or self._is_under_way or self._alone_count:
+            self._is_idle.clear()
+            await self._is_idle.wait()
 
     def _add(
         self, add: Callable[..., None], what: tuple[Any, ...], request_id: str, *, is_urgent: bool
     ) -> "asyncio.Future[None]":
         done: asyncio.Future[None] = self._loop.create_future()
-        self._open.add(done)
-        done.add_done_callback(self._open.discard)
         self._put(_Item(add, what, request_id, done), is_urgent=is_urgent)
         return done
 
@@ -146,15 +146,23 @@ class Settler:
                 self._resolve([item], ValueError("it can't be written down"))
                 continue
             alone = self._writer.submit(batch.rows(), settlements_count=batch.settlements_count)
+            self._alone_count += 1
             alone.add_done_callback(partial(self._committed_alone, item))
 
     def _submitted(self) -> None:
         self._is_under_way = False
         if self._is_urgent:
             self._submit()
+        if not self._is_under_way:
+            self._is_idle.set()
 
     def _committed_alone(self, item: _Item, committed: "Future[None]") -> None:
-        self._loop.call_soon_threadsafe(self._resolve, [item], committed.exception())
+        self._loop.call_soon_threadsafe(self._resolve_alone, item, committed.exception())
+
+    def _resolve_alone(self, item: _Item, error: BaseException | None) -> None:
+        self._alone_count -= 1
+        self._resolve([item], error)
+        self._is_idle.set()
 
     def _resolve(self, items: list[_Item], error: BaseException | None) -> None:
         for _, _, request_id, done in items:

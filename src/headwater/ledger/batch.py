@@ -22,6 +22,10 @@ class Batch:
         self._resolutions: list[tuple[object, ...]] = []
         self._others: dict[Statement, list[tuple[object, ...]]] = {}
         self._balances: dict[str, int] = {}
+        self._wallets: dict[
+            str, list[int]
+        ] = {}  # of each organization: what its wallet, and what is held for it, gains
+        self._revenue: dict[str, int] = {}
         self._lots: dict[tuple[str, ...], int] = {}
         self._budgets: dict[tuple[str, ...], int] = {}
         self._hours: dict[tuple[int, str, str], list[int]] = {}
@@ -31,8 +35,11 @@ class Batch:
     def reserve(self, row: ReservationRow) -> None:
         """Money is held for a request."""
         self._reservations.append(row)
-        if row.amount_nanos:
-            self._move(f"wallet/{row.organization_id}", f"held/{row.organization_id}", row.amount_nanos)
+        amount_nanos = row.amount_nanos
+        if amount_nanos:
+            wallet = self._wallets.setdefault(row.organization_id, [0, 0])
+            wallet[0] -= amount_nanos
+            wallet[1] += amount_nanos
 
     def mark(self, row: MarkRow) -> None:
         """A stream has come so far."""
@@ -90,6 +97,12 @@ class Batch:
 
     def rows(self) -> list[Rows]:
         """Everything to be written, rows and sums."""
+        for organization_id, (wallet_nanos, held_nanos) in self._wallets.items():
+            self._gain(f"wallet/{organization_id}", wallet_nanos)
+            self._gain(f"held/{organization_id}", held_nanos)
+        for model, nanos in self._revenue.items():
+            self._gain(f"revenue/{model}", nanos)
+        self._wallets, self._revenue = {}, {}
         found = [
             Rows(store.INSERT_RESERVATION, self._reservations),
             Rows(store.INSERT_USAGE, self._records),
@@ -113,16 +126,20 @@ class Batch:
     def _add(self, statement: Statement, row: tuple[object, ...]) -> None:
         self._others.setdefault(statement, []).append(row)
 
+    def _gain(self, account: str, nanos: int) -> None:
+        self._balances[account] = self._balances.get(account, 0) + nanos
+
     def _move(self, gives: str, takes: str, nanos: int) -> None:
-        balances = self._balances
-        balances[gives] = balances.get(gives, 0) - nanos
-        balances[takes] = balances.get(takes, 0) + nanos
+        self._gain(gives, -nanos)
+        self._gain(takes, nanos)
 
     def _release(self, held: ReservationRow, charge_nanos: int) -> None:
-        account = f"held/{held.organization_id}"
+        amount_nanos, model = held.amount_nanos, held.model
+        wallet = self._wallets.setdefault(held.organization_id, [0, 0])
+        wallet[0] += amount_nanos - charge_nanos
+        wallet[1] -= amount_nanos
         if charge_nanos:
-            self._move(account, f"revenue/{held.model}", charge_nanos)
-        self._move(account, f"wallet/{held.organization_id}", held.amount_nanos - charge_nanos)
+            self._revenue[model] = self._revenue.get(model, 0) + charge_nanos
 
     def _add_to_hour(self, record: UsageRow, upstream_nanos: int) -> None:
         usage, cost_nanos, key_id = record.usage, record.cost_nanos, record.key_id
