@@ -258,7 +258,10 @@ def _judge(crowd: Crowd, went: Sequence[Left]) -> tuple[list[str], float, list[s
         if len(rows) != left.leaver.choices_count:
             absent.append(f"{left.leaver}: {len(rows)} calls")
         for row in rows:
-            attempt = calls[row["id"]]
+            attempt = calls.get(row["id"])
+            if attempt is None:  # the client left before the call was on its way
+                absent += [f"{left.leaver}: {row['output']} tokens of no engine"] if row["output"] else []
+                continue
             took_s = ((attempt.aborted_at_ns or time.monotonic_ns()) - left.left_ns) / 1e9
             slowest_s = max(slowest_s, took_s - left.within_s + CANCEL_S)
             if took_s > left.within_s:
