@@ -70,7 +70,7 @@ class StreamSink:
 
     def render(self, usage: Usage) -> bytes:
         """Never asked for: an idempotency key and a stream exclude each other."""
-        raise NotImplementedError(f"a stream has no body of {usage.output} tokens")
+        raise AssertionError(f"a stream has no body of {usage.output} tokens to keep")
 
     async def finish(self, usage: Usage) -> None:
         """See Sink."""
