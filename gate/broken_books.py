@@ -7,7 +7,7 @@ from typing import Any
 from gate.simulated_run import Parts
 from headwater.ledger.book import Book, Hold, Settled
 from headwater.ledger.caps import Cap, Counter
-from headwater.ledger.periods import BudgetTerms
+from headwater.ledger.periods import MS_MAX, BudgetTerms
 from headwater.ledger.rows import Delta, TransferRow
 from headwater.ledger.wallet import Wallet
 from headwater.money import NANOS_MAX
@@ -15,14 +15,13 @@ from headwater.money import NANOS_MAX
 
 @contextmanager
 def _without_limit(counters: Sequence[Counter]) -> Iterator[None]:
-    kept = [(counter, counter.terms) for counter in counters]
     for counter in counters:
-        counter.terms = counter.terms._replace(limit_nanos=NANOS_MAX, thresholds=())
+        counter.left_nanos += NANOS_MAX
     try:
         yield
     finally:
-        for counter, terms in kept:
-            counter.terms = terms
+        for counter in counters:
+            counter.left_nanos -= NANOS_MAX
 
 
 class ChecksTheFirstScopeOnly(Book):
@@ -43,11 +42,13 @@ class HoldsNothing(Book):
         hold = super().reserve(**caller)
         for counter in hold.counters:
             counter.held_nanos -= hold.amount_nanos
+            counter.left_nanos += hold.amount_nanos
         return hold
 
     def _end(self, hold: Hold, cost_nanos: int, now_ms: int) -> Settled:
         for counter in hold.counters:
             counter.held_nanos += hold.amount_nanos
+            counter.left_nanos -= hold.amount_nanos
         return super()._end(hold, cost_nanos, now_ms)
 
 
@@ -76,13 +77,14 @@ class SettlesAgain(Book):
 class ForgetsAtMidnight(Book):
     """Has one counter for each cap, and starts it anew with each period."""
 
-    def _counters(self, *caller: Any) -> tuple[list[Counter], Wallet]:
+    def _counters(self, *caller: Any) -> tuple[list[Counter], str | None, Wallet]:
         for caps in (*self._caps.values(), *self._keys.values()):
             for cap in caps:
                 if cap._current is not None and not cap._current.period.holds(caller[-1]):
                     cap._counters.clear()
                     cap._restored.clear()
                     cap._current = None
+                    self._stacks.clear()
         return super()._counters(*caller)
 
 
@@ -104,14 +106,14 @@ class GivesBackExpiredCredit(Book):
     def _spend_lots(
         self, hold: Hold, charge_nanos: int, now_ms: int
     ) -> tuple[tuple[Delta, ...], tuple[TransferRow, ...]]:
-        kept = [(lot, lot.expires_at_ms, lot.is_expired, lot.is_revoked) for lot, _ in hold.lots]
+        kept = [(lot, lot.usable_until_ms) for lot, _ in hold.lots]
         for lot, _ in hold.lots:
-            lot.expires_at_ms, lot.is_expired, lot.is_revoked = None, False, False
+            lot.usable_until_ms = MS_MAX
         try:
             return super()._spend_lots(hold, charge_nanos, now_ms)
         finally:
-            for lot, expires_at_ms, is_expired, is_revoked in kept:
-                lot.expires_at_ms, lot.is_expired, lot.is_revoked = expires_at_ms, is_expired, is_revoked
+            for lot, usable_until_ms in kept:
+                lot.usable_until_ms = usable_until_ms
 
 
 class LapsesHeldCredit(Book):

@@ -61,12 +61,14 @@ def nothing_is_in_flight() -> None:
 def project_unchecked() -> None:
     """Nobody asks what the caps of projects still allow."""
     from headwater.ledger.book import Book
+    from headwater.ledger.caps import counters_json
 
     counters: Callable[..., Any] = Book._counters
 
     def without_project(self: Any, *arguments: Any) -> Any:
-        found, wallet = counters(self, *arguments)
-        return [one for one in found if one.terms.scope != "project"], wallet
+        found, _, wallet = counters(self, *arguments)
+        others = [one for one in found if one.terms.scope != "project"]
+        return others, counters_json(others), wallet
 
     Book._counters = without_project  # type: ignore[method-assign,assignment]
 
@@ -76,7 +78,6 @@ def check_then_act() -> None:
     import asyncio
 
     from headwater.gateway import cashier
-    from headwater.ledger.caps import Counter
     from headwater.ledger.wallet import Wallet
 
     hold: Callable[..., Any] = cashier.Cashier._hold
@@ -89,15 +90,18 @@ def check_then_act() -> None:
         if affordable is not None and affordable < cashier._worst_case(request, sized, price):
             return await hold(self, request, target, sized, price, now_ms)
         await asyncio.sleep(0.005)
+        counters = self.book.counters(**cashier._scopes(request), now_ms=now_ms)
         is_blind = True
+        for counter in counters:
+            counter.left_nanos += 2**62
         try:
             return await hold(self, request, target, sized, price, now_ms)
         finally:
             is_blind = False
+            for counter in counters:
+                counter.left_nanos -= 2**62
 
-    cap: Callable[..., int] = Counter.available_nanos.fget  # type: ignore[attr-defined]
     credit: Callable[..., int] = Wallet.available_nanos
-    Counter.available_nanos = property(lambda self: 2**62 if is_blind else cap(self))  # type: ignore[assignment,method-assign]
     Wallet.available_nanos = lambda self, now_ms: 2**62 if is_blind else credit(self, now_ms)  # type: ignore[method-assign]
     cashier.Cashier._hold = look_then_hold  # type: ignore[method-assign]
 

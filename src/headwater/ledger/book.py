@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Literal, NamedTuple
 
-from headwater.ledger.caps import Cap, Counter, Spent
+from headwater.ledger.caps import Cap, Counter, Spent, Stack, counters_json
 from headwater.ledger.periods import BudgetTerms, ScopeKind
 from headwater.ledger.rows import Delta, TransferRow
 from headwater.ledger.wallet import Lot, Wallet, lapse
@@ -60,7 +60,7 @@ class Hold:
     is_open: neither settled nor expired. is_settled: nothing more may come; one that expired may still be settled, late.
     """
 
-    __slots__ = ("amount_nanos", "counters", "id", "is_open", "is_settled", "key_id", "lots", "wallet")
+    __slots__ = ("amount_nanos", "budgets_json", "counters", "id", "is_open", "is_settled", "key_id", "lots", "wallet")
 
     def __init__(
         self,
@@ -68,22 +68,20 @@ class Hold:
         key_id: str,
         amount_nanos: int,
         counters: Sequence[Counter],
+        budgets_json: str | None,
         wallet: Wallet,
         lots: list[tuple[Lot, int]],
     ) -> None:
+        """budgets_json: the caps it is held under, as the reservation's row has them."""
         self.id = hold_id
         self.key_id = key_id
         self.amount_nanos = amount_nanos
         self.counters = counters
+        self.budgets_json = budgets_json
         self.wallet = wallet
         self.lots = lots
         self.is_open = True
         self.is_settled = False
-
-    @property
-    def budgets_json(self) -> str | None:
-        """The caps it is held under, as the reservation's row has them."""
-        return f"[{','.join([counter.json for counter in self.counters])}]" if self.counters else None
 
     @property
     def lots_json(self) -> str | None:
@@ -115,7 +113,7 @@ class Book:
         self._caps: dict[str, tuple[Cap, ...]] = {}
         self._keys: OrderedDict[str, tuple[Cap, ...]] = OrderedDict()
         self._key_used_ms: dict[str, int] = {}
-        self._stacks: dict[tuple[str, str, str], tuple[Cap, ...]] = {}  # of organization, project and key together
+        self._stacks: dict[tuple[str, str, str], Stack] = {}  # of organization, project and key together
         self._expiring: list[tuple[int, str, Lot]] = []
         self.open_holds: dict[int, Hold] = {}
         self._expired: dict[int, Hold] = {}  # whose settlement may still come
@@ -141,7 +139,7 @@ class Book:
         wallet = self._wallets[organization_id]
         for lot in wallet.lots:
             if lot.grant_id == grant_id:
-                free, lot.free_nanos, lot.is_revoked = lot.free_nanos, 0, True
+                free = lot.end(is_revoked=True)
                 wallet.forget_if_empty(lot)
                 return free
         return 0
@@ -224,9 +222,9 @@ class Book:
         now_ms: int,
     ) -> Hold:
         """Hold an amount under every scope at once, or under none. Raises Shortfall, KeyNotLoaded."""
-        counters, wallet = self._counters(organization_id, project_id, key_id, tags, now_ms)
+        counters, json, wallet = self._counters(organization_id, project_id, key_id, tags, now_ms)
         for counter in counters:
-            if amount_nanos > counter.available_nanos or counter.spent_nanos + counter.held_nanos >= NANOS_MAX:
+            if amount_nanos > counter.left_nanos and amount_nanos:
                 raise self._shortfall(counter, amount_nanos)
         lots: list[tuple[Lot, int]] = []
         if wallet.lots or wallet.is_prepaid:
@@ -239,9 +237,8 @@ class Book:
                 )
             lots = wallet.take(amount_nanos, now_ms)
         for counter in counters:
-            counter.held_nanos += amount_nanos
-            counter.unsettled_count += 1
-        hold = Hold(self._next_id, key_id, amount_nanos, counters, wallet, lots)
+            counter.hold(amount_nanos)
+        hold = Hold(self._next_id, key_id, amount_nanos, counters, json, wallet, lots)
         self._next_id += 1
         self.open_holds[hold.id] = hold
         return hold
@@ -250,29 +247,23 @@ class Book:
         self, *, organization_id: str, project_id: str, key_id: str, tags: Sequence[str] = (), now_ms: int
     ) -> int | None:
         """The most that could be reserved now; None without any bound. Raises KeyNotLoaded."""
-        counters, wallet = self._counters(organization_id, project_id, key_id, tags, now_ms)
-        bounds = [counter.available_nanos for counter in counters]
-        if wallet.is_prepaid:
-            bounds.append(wallet.available_nanos(now_ms))
-        return min(bounds, default=None)
+        found = self.tightest(
+            organization_id=organization_id, project_id=project_id, key_id=key_id, tags=tags, now_ms=now_ms
+        )
+        return None if found is None else found[1]
 
     def tightest(
         self, *, organization_id: str, project_id: str, key_id: str, tags: Sequence[str] = (), now_ms: int
     ) -> tuple[str, int] | None:
         """The scope with the least left and how much that is, in nanos; None without any bound. Raises KeyNotLoaded."""
-        counters, wallet = self._counters(organization_id, project_id, key_id, tags, now_ms)
-        bounds = [(counter.terms.scope, counter.available_nanos) for counter in counters]
-        found: list[tuple[str, int]] = [*bounds]
-        if wallet.is_prepaid:
-            found.append(("wallet", wallet.available_nanos(now_ms)))
-        return min(found, key=lambda bound: bound[1], default=None)
-
-    def is_capped(self, *, organization_id: str, project_id: str, key_id: str, tags: Sequence[str] = ()) -> bool:
-        """Whether anything bounds what this caller may spend. Raises KeyNotLoaded."""
-        stack = self._stacks.get((organization_id, project_id, key_id))
-        if stack is None:
-            stack = self._stack(organization_id, project_id, key_id)
-        return bool(stack or tags) or self._wallets[organization_id].is_prepaid
+        counters, _, wallet = self._counters(organization_id, project_id, key_id, tags, now_ms)
+        scope, least_nanos = "", NANOS_MAX + 1
+        for counter in counters:
+            if counter.left_nanos < least_nanos:
+                scope, least_nanos = counter.terms.scope, counter.left_nanos
+        if wallet.is_prepaid and (available := wallet.available_nanos(now_ms)) < least_nanos:
+            scope, least_nanos = "wallet", available
+        return (scope, max(0, least_nanos)) if scope else None
 
     def counters(
         self, *, organization_id: str, project_id: str, key_id: str, tags: Sequence[str] = (), now_ms: int
@@ -306,10 +297,9 @@ class Book:
         lapsed: list[TransferRow] = []
         while self._expiring and self._expiring[0][0] <= now_ms:
             _, _, lot = heappop(self._expiring)
-            if lot.free_nanos:
-                lapsed.append(lapse(lot, lot.free_nanos, 0, now_ms))
-                lot.free_nanos = 0
-            lot.is_expired = True
+            free_nanos = lot.end(is_revoked=False)
+            if free_nanos:
+                lapsed.append(lapse(lot, free_nanos, 0, now_ms))
             self._wallets[lot.organization_id].forget_if_empty(lot)
         return lapsed
 
@@ -320,24 +310,31 @@ class Book:
 
     def _counters(
         self, organization_id: str, project_id: str, key_id: str, tags: Sequence[str], now_ms: int
-    ) -> tuple[list[Counter], Wallet]:
+    ) -> tuple[list[Counter], str | None, Wallet]:
+        """The counters of this moment, the same as the reservation's row has them, and who pays."""
         payer = (organization_id, project_id, key_id)
         stack = self._stacks.get(payer)
         if stack is None:
             stack = self._stacks[payer] = self._stack(organization_id, project_id, key_id)
-        found: list[Counter] = []
-        if stack:
-            found = [cap.counter(now_ms) for cap in stack]
+        stack.move(now_ms)
+        counters, json = stack.counters, stack.json
+        if counters:
             self._key_used_ms[key_id] = now_ms
-        for tag in dict.fromkeys(tags):  # one named twice is still one
-            found += [cap.counter(now_ms) for cap in self._caps.get(f"{organization_id}/{tag}", ())]
-        return found, self._wallets[organization_id]
+        if tags:
+            counters = [*counters]
+            for tag in dict.fromkeys(tags):  # one named twice is still one
+                counters += [cap.counter(now_ms) for cap in self._caps.get(f"{organization_id}/{tag}", ())]
+            json = counters_json(counters)
+        return counters, json, self._wallets[organization_id]
 
-    def _stack(self, organization_id: str, project_id: str, key_id: str) -> tuple[Cap, ...]:
+    def _stack(self, organization_id: str, project_id: str, key_id: str) -> Stack:
         key_caps = self._keys.get(key_id)
         if key_caps is None:
             raise KeyNotLoaded(key_id)
-        return (*self._caps.get(organization_id, ()), *self._caps.get(project_id, ()), *key_caps)
+        caps = (*self._caps.get(organization_id, ()), *self._caps.get(project_id, ()), *key_caps)
+        for cap in caps:
+            cap.on_forget = self._stacks.clear
+        return Stack(caps)
 
     def _shortfall(self, counter: Counter, needed_nanos: int) -> Shortfall:
         terms = counter.terms
@@ -387,7 +384,7 @@ class Book:
                 lot.free_nanos += back
             hold.wallet.forget_if_empty(lot)
             if gone:
-                deltas.append(Delta((lot.grant_id,), -gone))
+                deltas.append(Delta(lot.key, -gone))
         return tuple(deltas), tuple(transfers)
 
     def _settle_late(self, hold: Hold, cost_nanos: int, now_ms: int) -> Settled:
@@ -408,7 +405,7 @@ class Book:
         return Settled(
             charge_nanos=charge_nanos,
             absorbed_nanos=cost_nanos - charge_nanos,
-            lots=tuple(Delta((lot.grant_id,), -nanos) for lot, nanos in taken),
+            lots=tuple([Delta(lot.key, -nanos) for lot, nanos in taken]),
             budgets=_budget_deltas(hold, charge_nanos),
             transfers=(),
             thresholds=tuple(thresholds),
@@ -424,4 +421,4 @@ def _lots_json(taken: Sequence[tuple[Lot, int]]) -> str | None:
 def _budget_deltas(hold: Hold, charge_nanos: int) -> tuple[Delta, ...]:
     if not charge_nanos:
         return ()
-    return tuple(Delta((counter.terms.id, counter.period.key), charge_nanos) for counter in hold.counters)
+    return tuple([Delta(counter.key, charge_nanos) for counter in hold.counters])

@@ -9,6 +9,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+MS_MIN, MS_MAX = -(2**63), 2**63 - 1
+"""Moments before and after all others."""
+
 PeriodKind = Literal["total", "day", "week", "month", "custom"]
 ScopeKind = Literal["organization", "project", "key", "tag"]
 

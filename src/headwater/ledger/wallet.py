@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from headwater.ledger.periods import MS_MAX, MS_MIN
 from headwater.ledger.rows import TransferKind, TransferRow
 
 
@@ -20,14 +21,15 @@ class LotState(NamedTuple):
 
 
 class Lot:
-    """What is left of one grant. free_nanos: neither spent nor held.
+    """What is left of one grant. free_nanos: neither spent nor held. usable_until_ms: from then on nothing is reserved from it.
 
-    is_expired: its free rest has lapsed, so that it stays over even if the clock is put back.
+    It ends with its term, with a revocation, and when its free rest has lapsed, so that it stays over even if the clock is
+    put back.
     """
 
     __slots__ = (
-        *("expires_at_ms", "free_nanos", "grant_id", "held_nanos", "is_expired", "is_revoked"),
-        *("json_head", "organization_id"),
+        *("expires_at_ms", "free_nanos", "grant_id", "held_nanos", "is_revoked"),
+        *("json_head", "key", "organization_id", "usable_until_ms"),
     )
 
     def __init__(self, grant_id: str, organization_id: str, remaining_nanos: int, expires_at_ms: int | None) -> None:
@@ -36,13 +38,20 @@ class Lot:
         self.free_nanos = remaining_nanos
         self.held_nanos = 0
         self.expires_at_ms = expires_at_ms
-        self.is_expired = False
+        self.usable_until_ms = MS_MAX if expires_at_ms is None else expires_at_ms
         self.is_revoked = False
+        self.key = (grant_id,)
         self.json_head = f'["{grant_id}",'
 
     def is_over(self, now_ms: int) -> bool:
         """Whether nothing more may be reserved from it: expired or revoked."""
-        return self.is_revoked or self.is_expired or (self.expires_at_ms is not None and self.expires_at_ms <= now_ms)
+        return self.usable_until_ms <= now_ms
+
+    def end(self, *, is_revoked: bool) -> int:
+        """Nothing more may be reserved from it; returns what was free, which is so no longer."""
+        free_nanos, self.free_nanos, self.usable_until_ms = self.free_nanos, 0, MS_MIN
+        self.is_revoked = self.is_revoked or is_revoked
+        return free_nanos
 
 
 class Wallet:
@@ -66,7 +75,7 @@ class Wallet:
 
     def available_nanos(self, now_ms: int) -> int:
         """Credit that may still be reserved."""
-        return sum(lot.free_nanos for lot in self.lots if not lot.is_over(now_ms))
+        return sum([lot.free_nanos for lot in self.lots if lot.usable_until_ms > now_ms])
 
     def take(self, amount_nanos: int, now_ms: int) -> list[tuple[Lot, int]]:
         """Hold an amount, or as much of it as there is; (lot, nanos) in the order they will be spent."""
@@ -74,9 +83,10 @@ class Wallet:
         for lot in self.lots:
             if not amount_nanos:
                 break
-            if not lot.free_nanos or lot.is_over(now_ms):
+            free_nanos = lot.free_nanos
+            if not free_nanos or lot.usable_until_ms <= now_ms:
                 continue
-            part = min(lot.free_nanos, amount_nanos)
+            part = min(free_nanos, amount_nanos)
             lot.free_nanos -= part
             lot.held_nanos += part
             amount_nanos -= part

@@ -4,7 +4,7 @@ from zoneinfo import available_timezones
 
 import pytest
 
-from headwater.ledger.caps import PERIODS_KEPT, Cap, Counter
+from headwater.ledger.caps import PERIODS_KEPT, Cap, Counter, Stack
 from headwater.ledger.periods import BudgetTerms, Period
 
 DAY_MS = 86_400_000
@@ -28,7 +28,7 @@ def test_thresholds_that_one_charge_crosses_together_are_all_announced() -> None
         (50, 850, "2026-11-23"),
         (80, 850, "2026-11-23"),
     ]
-    assert one.spend(0, 0) == []
+    assert not one.spend(0, 0)
 
 
 def test_what_was_announced_before_a_restart_is_not_announced_again() -> None:
@@ -47,15 +47,17 @@ def test_a_threshold_is_reached_exactly_not_rounded() -> None:
 def test_nothing_spent_reaches_no_threshold_even_of_a_limit_of_zero() -> None:
     one = counter(limit_nanos=0)
     assert one.announced_percent == 0
-    assert one.spend(0, 0) == []
+    assert not one.spend(0, 0)
 
 
 def test_what_is_available_is_never_negative() -> None:
     one = counter(900)
-    one.held_nanos = 50
-    assert one.available_nanos == 50
-    one.terms = TERMS._replace(limit_nanos=100)
-    assert one.available_nanos == 0
+    one.hold(50)
+    assert (one.available_nanos, one.held_nanos) == (50, 50)
+    one.change(TERMS._replace(limit_nanos=100))
+    assert (one.available_nanos, one.left_nanos) == (0, -850)
+    one.spend(50, 20)
+    assert one.left_nanos == 100 - 920
 
 
 def test_each_period_has_a_counter_of_its_own() -> None:
@@ -131,3 +133,41 @@ def test_a_cap_is_idle_when_no_request_under_it_is_unsettled(count: int) -> None
 
 def test_a_counter_names_itself_as_the_reservation_row_does() -> None:
     assert counter().json == '["bud_1","2026-11-23"]'
+
+
+def test_counters_of_several_caps_follow_the_shortest_of_their_periods() -> None:
+    day, month = Cap(TERMS), Cap(TERMS._replace(id="bud_2", period="month"))
+    stack = Stack([day, month])
+    stack.move(0)
+    first = stack.counters
+    assert [counter.key for counter in first] == [("bud_1", "1970-01-01"), ("bud_2", "1970-01")]
+    assert stack.json == '[["bud_1","1970-01-01"],["bud_2","1970-01"]]'
+    stack.move(DAY_MS - 1)
+    assert stack.counters is first
+    stack.move(DAY_MS)
+    assert [counter.key for counter in stack.counters] == [("bud_1", "1970-01-02"), ("bud_2", "1970-01")]
+    assert stack.counters[1] is first[1]
+    stack.move(0)  # the clock is put back: its counter is the one that was there
+    assert stack.counters == first
+
+
+def test_who_keeps_counters_hears_when_an_old_one_is_let_go() -> None:
+    cap, heard = Cap(TERMS), []
+    cap.on_forget = lambda: heard.append(True)
+    for day in range(PERIODS_KEPT + 1):
+        assert not heard
+        cap.counter(day * DAY_MS)
+    assert heard == [True]
+
+
+@pytest.mark.parametrize(
+    ("limit_nanos", "thresholds"), [(1_000, (50, 80, 100)), (3, (1, 33, 100)), (0, (50,)), (999, (1,))]
+)
+def test_a_threshold_is_announced_by_the_very_charge_that_reaches_it(
+    limit_nanos: int, thresholds: tuple[int, ...]
+) -> None:
+    one = counter(limit_nanos=limit_nanos, thresholds=thresholds)
+    said: dict[int, int] = {}
+    for spent_nanos in range(1, max(2, limit_nanos) + 1):
+        said |= {spent.percent: spent_nanos for spent in one.spend(0, 1)}
+    assert said == {percent: max(1, -(-limit_nanos * percent // 100)) for percent in thresholds}

@@ -52,14 +52,16 @@ def test_credit_is_over_from_the_moment_it_expires(now_ms: int, is_over: bool) -
 
 def test_revoked_credit_is_over_at_once() -> None:
     one = wallet(lot("a", 10), lot("b", 10))
-    one.lots[0].is_revoked = True
+    assert one.lots[0].end(is_revoked=True) == 10
+    assert one.lots[0].is_revoked
     assert one.available_nanos(0) == 10
     assert taken(one, 20) == [("b", 10)]
 
 
 def test_credit_that_has_lapsed_stays_over_when_the_clock_is_put_back() -> None:
     one = wallet(lot("a", 10, 500))
-    one.lots[0].is_expired = True
+    one.lots[0].end(is_revoked=False)
+    assert not one.lots[0].is_revoked
     assert one.lots[0].is_over(0)
 
 
