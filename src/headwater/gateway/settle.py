@@ -21,7 +21,7 @@ from headwater.ledger.writer import UNSOUND, LedgerWriter
 log = structlog.get_logger()
 
 LAZY_S = 0.25
-"""A reservation that nobody waits for goes with the next submission, or alone after this time."""
+"""What nobody waits for (reservations, marks) goes with the next submission, or alone after this time."""
 
 
 class _Item(NamedTuple):
@@ -59,8 +59,8 @@ class Settler:
         self._put(_Item(Batch.reserve, (row,), row.request_id, None), is_urgent=False)
 
     def mark(self, request_id: str, row: MarkRow) -> None:
-        """Write how far a stream has come; nobody waits for it."""
-        self._put(_Item(Batch.mark, (row,), request_id, None), is_urgent=True)
+        """Write how far a stream has come with whatever comes next: nobody waits for it."""
+        self._put(_Item(Batch.mark, (row,), request_id, None), is_urgent=False)
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[None]":
         """Write a settlement; the future resolves when it is on the disk, or fails with LedgerUnavailable.
