@@ -9,6 +9,7 @@
     │   ├── MethodNotAllowed              405                         method_not_allowed
     │   ├── UnsupportedMediaType          415                         unsupported_media_type
     │   ├── BodyTooLarge                  413                         request_too_large
+    │   ├── HeadTooLarge                  431                         headers_too_large
     │   ├── NotFound                      404                         not_found
     │   │   └── ModelNotFound             404                         model_not_found
     │   ├── IdempotencyKeyInUse           409                         idempotency_key_in_use        (Retry-After)
@@ -16,8 +17,11 @@
     ├── AuthenticationFailed              401 authentication_error    invalid_api_key, or missing_, expired_, revoked_api_key
     ├── PermissionDenied                  403 permission_error        model_not_allowed, or model_unpriced
     ├── InsufficientQuota                 429 insufficient_quota      insufficient_quota   (x-should-retry: false)
+    ├── RateLimitExceeded                 429 rate_limit_error        rate_limit_exceeded  (Retry-After)
+    │   └── AboveRateLimit                429                         above_rate_limit     (x-should-retry: false)
     ├── Overloaded                        503 server_error            overloaded           (Retry-After)
     ├── NoReplica                         503 server_error            no_replica           (Retry-After)
+    ├── UpstreamDown                      503 server_error            upstream_down        (Retry-After)
     ├── Draining                          503 server_error            shutting_down        (Retry-After)
     ├── EngineFailed                      502 server_error            engine_failed
     ├── TimedOut                          504 server_error            timeout
@@ -46,12 +50,17 @@ class PlatformError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        fault: str | None = None,
     ) -> None:
-        """message: what was wrong, the limit, the value given; param: the request field; retry_after_s: as `Retry-After`."""
+        """message: what was wrong, the limit, the value given; param: the request field; retry_after_s: as `Retry-After`.
+
+        fault: of a call to an engine, what went wrong there (`scheduling/retries.py`); None: it isn't known, or there was none.
+        """
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.fault = fault
         if code is not None:
             self.code = code
 
@@ -101,6 +110,13 @@ class BodyTooLarge(InvalidRequest):
 
     status = 413
     code = "request_too_large"
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request's header fields are over the byte cap."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class NotFound(InvalidRequest):
@@ -157,8 +173,23 @@ class InsufficientQuota(PlatformError):
     should_retry = False
 
 
+class RateLimitExceeded(PlatformError):
+    """A rate limit of the key, its project, its organization or the model is used up until its window ends."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class AboveRateLimit(RateLimitExceeded):
+    """The request may take more tokens than a whole rate limit allows: it can never fit."""
+
+    code = "above_rate_limit"
+    should_retry = False
+
+
 class Overloaded(PlatformError):
-    """The queue is full, or as many requests are being served as may be."""
+    """A queue, a bound on requests or connections is full, or the platform is short of time or memory."""
 
     status = 503
     code = "overloaded"
@@ -169,6 +200,13 @@ class NoReplica(PlatformError):
 
     status = 503
     code = "no_replica"
+
+
+class UpstreamDown(PlatformError):
+    """The upstream has failed too often of late, or asked to be left alone; nothing is sent to it for a moment."""
+
+    status = 503
+    code = "upstream_down"
 
 
 class Draining(PlatformError):

@@ -31,10 +31,11 @@ a `[DONE]` after it, and what was received until then is settled.
 """
 
 _CLOSING: Final = """
-`Retry-After` holds whole seconds. It comes with `overloaded`, `no_replica` and `idempotency_key_in_use`, and with
-`shutting_down` when a new request is refused. `401` carries `www-authenticate: Bearer`. Where it is certain whether sending
-the request again can help, `x-should-retry` says so, which the official SDKs obey: `false` with `insufficient_quota` and
-`idempotency_key_reused`, `true` with `idempotency_key_in_use`.
+`Retry-After` holds whole seconds. It comes with `rate_limit_exceeded`, `overloaded`, `no_replica` and
+`idempotency_key_in_use`, and with `shutting_down` when a new request is refused.
+`401` carries `www-authenticate: Bearer`. Where it is certain whether sending
+the request again can help, `x-should-retry` says so, which the official SDKs obey: `false` with `insufficient_quota`,
+`above_rate_limit` and `idempotency_key_reused`, `true` with `idempotency_key_in_use`.
 
 Errors of the command line have no codes: they say what happened, why and what now, and the exit code tells scripts
 ([command line](cli.md)). What an operator does about them: [troubleshoot](../how-to/troubleshoot.md).
@@ -54,6 +55,7 @@ ADVICE: Final = {
     "method_not_allowed": "Use the method that the message names.",
     "unsupported_media_type": "Send plain JSON with `content-type: application/json`.",
     "request_too_large": "Send less; the message names the limit.",
+    "headers_too_large": "Send fewer and shorter headers; the message names the limit.",
     "not_found": "Correct the path or the id.",
     "model_not_found": "Ask `GET /v1/models` what this key can call.",
     "invalid_api_key": _KEY,
@@ -61,8 +63,11 @@ ADVICE: Final = {
     "idempotency_key_in_use": "Wait `Retry-After` seconds, then send the same again for its answer.",
     "idempotency_key_reused": "Use a new key for a new request.",
     "insufficient_quota": "Ask for less, wait for the reset that the message names, or have the budget raised.",
+    "rate_limit_exceeded": _WAIT,
+    "above_rate_limit": "Shorten the messages, lower `max_tokens`, or have the limit raised.",
     "overloaded": _WAIT,
     "no_replica": _WAIT,
+    "upstream_down": _WAIT,
     "shutting_down": "Wait `Retry-After` seconds if given, then retry.",
     "engine_failed": _RETRY,
     "timeout": _RETRY,

@@ -21,6 +21,7 @@ EVENT: Final = "evt_"
 ADJUSTMENT: Final = "adj_"
 GRANT: Final = "grt_"
 BUDGET: Final = "bud_"
+LIMIT: Final = "lim_"
 
 
 def new_id(prefix: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from headwater.scheduling.bands import Band
+
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks, as the API key told us. allowed_models: None means every model."""
@@ -126,3 +128,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     """The declared tags the caller named, whose budgets count too."""
     service_tier: str = "standard"
+    """The tier whose multiplier counts in a price."""
+    band: Band = Band.STANDARD
