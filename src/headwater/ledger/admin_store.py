@@ -31,6 +31,7 @@ class OrganizationRow(NamedTuple):
     wallet_nanos: int
     held_nanos: int
     credit_nanos: int
+    weight: int = 1
 
 
 class ProjectRow(NamedTuple):
@@ -124,7 +125,7 @@ SELECT_ORGANIZATIONS = (
     " coalesce((SELECT balance_nanos FROM balances WHERE account = 'held/' || o.id), 0),"
     " coalesce((SELECT sum(l.remaining_nanos) FROM grants g JOIN grant_lots l ON l.grant_id = g.id"
     "  WHERE g.organization_id = o.id AND g.revoked_at_ms IS NULL"
-    "  AND (g.expires_at_ms IS NULL OR g.expires_at_ms > ?1)), 0)"
+    "  AND (g.expires_at_ms IS NULL OR g.expires_at_ms > ?1)), 0), o.weight"
     " FROM organizations o"
 )
 SELECT_ORGANIZATIONS_ALL = f"{SELECT_ORGANIZATIONS} ORDER BY o.id"

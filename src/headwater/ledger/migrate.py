@@ -17,7 +17,7 @@ from headwater.ledger.backup import Progress, backup_path, make_backup
 from headwater.ledger.durable import require_space
 from headwater.ledger.store import Connection, DatabaseError, open_reader
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in `migrations/versions`; a test keeps the two equal."""
 SQLITE_MAGIC = b"SQLite format 3\0"
 """What every SQLite database begins with (sqlite.org/fileformat.html §1.3)."""

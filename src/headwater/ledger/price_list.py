@@ -5,7 +5,7 @@ that is withdrawn says that from then on there is no price. `kind` tells what ca
 takes (cost).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from headwater.ledger.store import PriceKind, PriceVersion
@@ -24,11 +24,17 @@ _NEVER = _InForce(None, 0, None)
 class PriceList:
     """A snapshot of all versions; replaced whole by `load` when one is added."""
 
-    def __init__(self, versions: Iterable[PriceVersion] = ()) -> None:
+    def __init__(self, versions: Iterable[PriceVersion] = (), *, stand_ins: Mapping[str, str] | None = None) -> None:
+        """stand_ins: of names that never had a price of their own, whose price they have: a route's first target."""
+        self._stand_ins = dict(stand_ins or {})
         self._versions: dict[tuple[PriceKind, str], list[PriceVersion]] = {}
         self._in_force: dict[tuple[PriceKind, str], _InForce] = {}
         self._by_id: dict[str, Price] = {}
         self.load(versions)
+
+    def stand_in(self, stand_ins: Mapping[str, str]) -> None:
+        """Have these stand-ins, and no others."""
+        self._stand_ins, self._in_force = dict(stand_ins), {}
 
     def load(self, versions: Iterable[PriceVersion]) -> None:
         """Know these versions, and no others."""
@@ -59,7 +65,8 @@ class PriceList:
     def _find(self, kind: PriceKind, model: str, now_ms: int) -> _InForce:
         ordered = self._versions.get((kind, model))
         if not ordered:
-            return _NEVER
+            stand_in = self._stand_ins.get(model) if kind == "price" else None
+            return _NEVER if stand_in is None else self._find(kind, stand_in, now_ms)
         following = next((version for version in ordered if version.effective_at_ms > now_ms), None)
         until_ms = None if following is None else following.effective_at_ms
         version = self.in_force(model, now_ms, kind)

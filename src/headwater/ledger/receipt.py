@@ -48,7 +48,7 @@ class ArithmeticLine(msgspec.Struct, frozen=True):
 
 
 class AttemptPart(msgspec.Struct, frozen=True, kw_only=True):
-    """One call to a replica or an upstream."""
+    """One call to a replica or an upstream. reason: why it was made, and why there; None: nothing was noted."""
 
     id: str
     choice: int
@@ -61,6 +61,7 @@ class AttemptPart(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     upstream_cost: str | None
     reported: str | None
+    reason: str | None
 
 
 class ReservationPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,6 +266,7 @@ def _attempt(row: dict[str, Any]) -> AttemptPart:
         duration_ms=row["duration_ms"],
         upstream_cost=None if row["cost_nanos"] is None else format_nanos(row["cost_nanos"]),
         reported=row["report"],
+        reason=row["reason"],
     )
 
 

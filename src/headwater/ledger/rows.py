@@ -24,6 +24,7 @@ class AttemptRow(NamedTuple):
     cost_id: str | None = None
     cost_nanos: int | None = None
     report: str | None = None
+    reason: str | None = None
 
 
 class UsageRow(NamedTuple):
@@ -194,3 +195,4 @@ class KeyRow(NamedTuple):
     created_at_ms: int
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    weight: int = 1

@@ -40,6 +40,12 @@ def _added(name: str, default: str) -> Column[int]:
     return Column(name, Integer, nullable=False, server_default=text(default))
 
 
+def _weight() -> Column[int]:
+    """A share of the service, against the weights of others."""
+    check = CheckConstraint("weight BETWEEN 1 AND 1000", name="weight")
+    return Column("weight", Integer, check, nullable=False, server_default=text("1"))
+
+
 def _usage_checks() -> list[CheckConstraint]:
     """Usage that breaks its own shape can't be stored, whoever made it."""
     return [
@@ -59,6 +65,7 @@ organizations = Table(
     Column("currency", Text),  # ISO 4217; NULL: the platform's. An organization has one
     _added("is_prepaid", "0"),  # 1: a request needs credit in the wallet
     Column("archived_at_ms", Integer),
+    _weight(),
     sqlite_strict=True,
 )
 
@@ -88,6 +95,7 @@ api_keys = Table(
     Column("created_at_ms", Integer, nullable=False),
     Column("expires_at_ms", Integer),
     Column("revoked_at_ms", Integer),
+    _weight(),
     CheckConstraint("length(hash) = 32", name="hash_is_sha256"),
     sqlite_strict=True,
 )
@@ -163,6 +171,7 @@ attempts = Table(
     Column("cost_id", Text),  # the version in `prices` of what the upstream takes; NULL: unknown, or our own engine
     Column("cost_nanos", Integer),
     Column("report", Text),  # JSON of the upstream's own report where it lied; what we charge by is in the columns
+    Column("reason", Text),  # why this call went where it went; NULL: nothing was noted
     *_usage_checks(),
     Index(None, "request_id"),
     sqlite_strict=True,
@@ -279,6 +288,35 @@ grants = Table(
     Column("revoked_at_ms", Integer),
     CheckConstraint("amount_nanos > 0", name="amount_positive"),
     Index(None, "organization_id"),
+    sqlite_strict=True,
+)
+
+RATE_LIMITS = (
+    *("requests_per_minute", "requests_per_hour", "requests_per_day"),
+    *("tokens_per_minute", "tokens_per_hour", "tokens_per_day"),
+    "concurrency_max",
+)
+"""What a rate limit may limit; NULL: not by this one."""
+
+rate_limits = Table(
+    "rate_limits",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("organization_id", Text, ForeignKey("organizations.id")),  # NULL for a model's: it is everybody's
+    Column("scope", Text, nullable=False),
+    Column("scope_id", Text, nullable=False),  # the id of what is limited; for a model its name
+    Column("model", Text),  # only requests to this model count; NULL: to every model
+    *(Column(name, Integer) for name in RATE_LIMITS),
+    Column("created_at_ms", Integer, nullable=False),
+    Column("archived_at_ms", Integer),
+    CheckConstraint("scope IN ('organization', 'project', 'key', 'model')", name="scope"),
+    CheckConstraint(
+        "(scope = 'model') = (organization_id IS NULL) AND (scope <> 'model' OR model IS NULL)",
+        name="model_is_everybodys",
+    ),
+    CheckConstraint(f"min({', '.join(f'coalesce({name}, 1)' for name in RATE_LIMITS)}) >= 1", name="limits_positive"),
+    CheckConstraint(f"coalesce({', '.join(RATE_LIMITS)}) IS NOT NULL", name="limits_something"),
+    Index(None, "scope_id"),
     sqlite_strict=True,
 )
 

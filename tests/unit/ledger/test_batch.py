@@ -87,7 +87,7 @@ class Run:
     def _prepare(self) -> None:
         self._book.set_organization("org_1", is_prepaid=False)
         self._book.set_organization("org_2", is_prepaid=False)
-        key = ("key_2", "org_2", "prj_2", "k", b"2" * 32, "hw-2", None, 1_000, None, None)
+        key = ("key_2", "org_2", "prj_2", "k", b"2" * 32, "hw-2", None, 1_000, None, None, 1)
         writes = [
             Write(store.INSERT_ORGANIZATION, ("org_2", "second", 1_000)),
             Write(store.INSERT_PROJECT, ("prj_2", "org_2", "default", 1_000)),

@@ -78,6 +78,17 @@ def test_prices_and_costs_and_models_are_apart() -> None:
     assert prices.current("unknown", 150) is None
 
 
+def test_a_route_without_a_price_of_its_own_has_its_first_targets() -> None:
+    prices = PriceList([version(1, 100), version(2, 200)], stand_ins={"route": "m", "priced": "m"})
+    assert [name(prices.current("route", at)) for at in (99, 100, 200)] == [None, "prc_001", "prc_002"]
+    assert prices.current("route", 200, kind="cost") is None, "costs are of what was called"
+    prices.load([version(1, 100), version(3, 100, model="priced"), version(4, 200, model="priced", is_withdrawn=True)])
+    assert name(prices.current("priced", 100)) == "prc_003"
+    assert prices.current("priced", 200) is None, "withdrawn is a price of its own too: none"
+    prices.stand_in({})
+    assert prices.current("route", 100) is None
+
+
 def test_loading_replaces_everything_that_was_known() -> None:
     prices = PriceList([version(1, 100)])
     assert name(prices.current("m", 150)) == "prc_001"
