@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -15,9 +15,13 @@ from headwater.admin.books import Books
 from headwater.clock import Clock
 from headwater.errors import OperatorError
 from headwater.ledger import admin_store, store
+from headwater.ledger.limit_store import LimitRow
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.store import Connection, PriceKind, PriceVersion, Write
 from headwater.ledger.writer import LedgerFailed
+
+if TYPE_CHECKING:
+    from headwater.admin.running import Operations
 
 T = TypeVar("T")
 W = TypeVar("W", bound=msgspec.Struct)
@@ -50,6 +54,18 @@ class Live(Protocol):
 
     def drop_budget(self, terms: BudgetTerms) -> None:
         """A budget is archived."""
+
+    def set_limit(self, limit: LimitRow) -> None:
+        """A rate limit exists, or limits otherwise now."""
+
+    def drop_limit(self, limit: LimitRow) -> None:
+        """A rate limit is lifted."""
+
+    def weigh_organization(self, organization_id: str, weight: int) -> None:
+        """An organization has another weight."""
+
+    def weigh_key(self, key_id: str, weight: int) -> None:
+        """A key has another weight."""
 
     def set_prices(self, versions: Sequence[PriceVersion]) -> None:
         """Prices or costs changed; versions: all there are."""
@@ -87,6 +103,8 @@ class Administration:
         self.currency = currency
         self.priced_in_file = frozenset(priced_in_file)
         self.live = live
+        self.operations: Operations | None = None
+        """What only a running platform can do; None when none runs, or while it starts."""
         self._clock = clock
         self._one_at_a_time = threading.Lock()
 

@@ -8,6 +8,7 @@ from headwater.money import NANOS_MAX, parse_nanos
 
 NAME_CHARACTERS_MAX = 100
 NOTE_CHARACTERS_MAX = 1000
+WEIGHT_MAX = 1000
 END_IN_S_MAX = 100 * 365.25 * 86_400
 
 
@@ -20,6 +21,16 @@ def check_name(whose: str, name: str, *, id_prefix: str = "") -> str:
     if id_prefix and re.fullmatch(rf"{id_prefix}[0-9a-f]{{32}}", name):
         raise OperatorError(f"{whose}'s name can't look like an id; given: {name!r}.")
     return name
+
+
+def check_weight(whose: str, weight: int) -> int:
+    """The weight, when it can be one; whose: such as `A key`. Raises OperatorError."""
+    if not 1 <= weight <= WEIGHT_MAX:
+        raise OperatorError(
+            f"{whose}'s weight is a whole number of 1 to {WEIGHT_MAX}; given: {weight}.",
+            now="Among those that wait, 2 is given twice the share of 1.",
+        )
+    return weight
 
 
 def check_note(note: str | None) -> str | None:

@@ -100,14 +100,12 @@ class FileAdmin:
 
 def build_administration(settings: Settings, books: Books, *, clock: Clock, live: Live | None = None) -> Administration:
     """The administration of these books; live: the running platform, reached from any thread (`server.OnLoop`)."""
-    priced: list[tuple[PriceKind, str]] = [("price", price.model) for price in settings.prices]
-    priced += [("cost", cost.model) for cost in settings.costs]
     return Administration(
         books,
         clock=clock,
         model_names=callable_names(settings),
         currency=settings.billing.currency,
-        priced_in_file=priced,
+        priced_in_file=priced_names(settings),
         live=live,
     )
 
@@ -123,7 +121,15 @@ def find_admin(settings: Settings) -> Admin:
         return SocketAdmin(path) if path.exists() else FileAdmin(settings)
 
 
+def priced_names(settings: Settings) -> frozenset[tuple[PriceKind, str]]:
+    """The prices and costs that belong to the configuration file."""
+    priced: list[tuple[PriceKind, str]] = [("price", price.model) for price in settings.prices]
+    priced += [("cost", cost.model) for cost in settings.costs]
+    return frozenset(priced)
+
+
 def callable_names(settings: Settings) -> list[str]:
     """Every name a caller can ask for, as configured."""
     own = [deployment.name for deployment in settings.deployments]
-    return own + [f"{upstream.name}/{model}" for upstream in settings.upstreams for model in upstream.models]
+    own += [f"{upstream.name}/{model}" for upstream in settings.upstreams for model in upstream.models]
+    return own + [route.name for route in settings.routes]

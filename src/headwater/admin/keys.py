@@ -8,13 +8,13 @@ from msgspec import UNSET, UnsetType
 
 from headwater.admin import finding
 from headwater.admin.administration import Administration, Verb
-from headwater.admin.checks import check_name, end_ms
+from headwater.admin.checks import check_name, check_weight, end_ms
 from headwater.admin.organizations import DEFAULT_PROJECT
 from headwater.admin.projects import organization_names
 from headwater.errors import OperatorError
 from headwater.ids import KEY, new_id
 from headwater.keys import new_key
-from headwater.ledger import admin_store, store
+from headwater.ledger import admin_store, limit_store, store
 from headwater.ledger.admin_store import ProjectRow
 from headwater.ledger.rows import KeyRow
 from headwater.ledger.store import Write
@@ -23,7 +23,7 @@ from headwater.ledger.store import Write
 class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Wish for a new key. allowed_models None: every model; it ends in expires_in_s or at expires_at_ms, or never.
 
-    project, organization: names or ids; None: the default ones.
+    project, organization: names or ids; None: the default ones. weight: its share beside other keys that wait.
     """
 
     name: str
@@ -32,6 +32,7 @@ class CreateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_at_ms: int | None = None
     project: str | None = None
     organization: str | None = None
+    weight: int = 1
 
 
 class ListKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +56,7 @@ class UpdateKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_models: list[str] | UnsetType | None = UNSET
     expires_in_s: float | None = None
     expires_at_ms: int | UnsetType | None = UNSET
+    weight: int | UnsetType = UNSET
 
 
 class RevokeKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +79,7 @@ class KeyView(msgspec.Struct, frozen=True):
     created_at_ms: int
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    weight: int
 
     def state(self, now_ms: float) -> str:
         """active, expired or revoked, at a moment."""
@@ -98,6 +101,7 @@ def _create(administration: Administration, wish: CreateKey) -> CreatedKeyView:
     now_ms = administration.now_ms
     expires_at_ms = end_ms("A key", now_ms, in_s=wish.expires_in_s, at_ms=wish.expires_at_ms)
     _check_models(administration, wish.allowed_models)
+    check_weight("A key", wish.weight)
     project = _project(administration, wish.project, wish.organization)
     made = new_key()
     row = KeyRow(
@@ -111,6 +115,7 @@ def _create(administration: Administration, wish: CreateKey) -> CreatedKeyView:
         created_at_ms=now_ms,
         expires_at_ms=expires_at_ms,
         revoked_at_ms=None,
+        weight=wish.weight,
     )
     administration.write(
         [
@@ -123,9 +128,12 @@ def _create(administration: Administration, wish: CreateKey) -> CreatedKeyView:
                 project_id=row.project_id,
                 allowed_models=wish.allowed_models,
                 expires_at_ms=expires_at_ms,
+                weight=wish.weight,
             ),
         ]
     )
+    if row.weight != 1 and administration.live is not None:
+        administration.live.weigh_key(row.id, row.weight)
     return CreatedKeyView(made.secret, key_views(administration, [row])[0])
 
 
@@ -161,20 +169,25 @@ def _update(administration: Administration, wish: UpdateKey) -> KeyView:
         at_ms = None if wish.expires_at_ms is UNSET else wish.expires_at_ms
         expires_at_ms = end_ms("A key", administration.now_ms, in_s=wish.expires_in_s, at_ms=at_ms)
         changed = changed._replace(expires_at_ms=expires_at_ms)
+    if wish.weight is not UNSET:
+        changed = changed._replace(weight=check_weight("A key", wish.weight))
     if changed != found:
         detail = {
             name: getattr(changed, name)
-            for name in ("name", "allowed_models", "expires_at_ms")
+            for name in ("name", "allowed_models", "expires_at_ms", "weight")
             if getattr(changed, name) != getattr(found, name)
         }
         administration.write(
             [
                 Write(admin_store.UPDATE_KEY, (found.id, changed.name, changed.allowed_models, changed.expires_at_ms)),
+                Write(limit_store.SET_KEY_WEIGHT, (found.id, changed.weight)),
                 administration.change("key", found.id, "update", **detail),
             ]
         )
         if administration.live is not None:
             administration.live.forget_key(found.hash)
+            if changed.weight != found.weight:
+                administration.live.weigh_key(found.id, changed.weight)
     return key_views(administration, [changed])[0]
 
 
@@ -211,6 +224,7 @@ def key_views(administration: Administration, rows: Sequence[KeyRow]) -> list[Ke
             created_at_ms=row.created_at_ms,
             expires_at_ms=row.expires_at_ms,
             revoked_at_ms=row.revoked_at_ms,
+            weight=row.weight,
         )
         for row in rows
     ]

@@ -5,10 +5,10 @@ from msgspec import UNSET, UnsetType
 
 from headwater.admin import finding
 from headwater.admin.administration import Administration, Verb
-from headwater.admin.checks import check_currency, check_name
+from headwater.admin.checks import check_currency, check_name, check_weight
 from headwater.errors import OperatorError
 from headwater.ids import ORGANIZATION, PROJECT, new_id
-from headwater.ledger import admin_store, store
+from headwater.ledger import admin_store, limit_store, store
 from headwater.ledger.admin_store import OrganizationRow
 from headwater.ledger.store import Write
 
@@ -16,11 +16,12 @@ DEFAULT_PROJECT = "default"
 
 
 class CreateOrganization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Wish for an organization. currency: ISO 4217; None: the platform's."""
+    """Wish for an organization. currency: ISO 4217; None: the platform's. weight: its share beside others that wait."""
 
     name: str
     is_prepaid: bool = False
     currency: str | None = None
+    weight: int = 1
 
 
 class ListOrganizations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +40,7 @@ class UpdateOrganization(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     organization: str
     name: str | UnsetType = UNSET
     is_prepaid: bool | UnsetType = UNSET
+    weight: int | UnsetType = UNSET
 
 
 class ArchiveOrganization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +61,7 @@ class OrganizationView(msgspec.Struct, frozen=True):
     credit_nanos: int
     created_at_ms: int
     archived_at_ms: int | None
+    weight: int
 
 
 def organization_view(administration: Administration, row: OrganizationRow) -> OrganizationView:
@@ -73,6 +76,7 @@ def organization_view(administration: Administration, row: OrganizationRow) -> O
         credit_nanos=row.credit_nanos,
         created_at_ms=row.created_at_ms,
         archived_at_ms=row.archived_at_ms,
+        weight=row.weight,
     )
 
 
@@ -81,15 +85,23 @@ def _create(administration: Administration, wish: CreateOrganization) -> Organiz
     name = _free_name(administration, wish.name)
     if wish.currency is not None:
         check_currency(wish.currency)
+    check_weight("An organization", wish.weight)
     organization_id, project_id = new_id(ORGANIZATION), new_id(PROJECT)
     now_ms = administration.now_ms
     administration.write(
         [
             Write(store.INSERT_ORGANIZATION, (organization_id, name, now_ms)),
             Write(admin_store.UPDATE_ORGANIZATION, (organization_id, name, wish.currency, wish.is_prepaid)),
+            Write(limit_store.SET_ORGANIZATION_WEIGHT, (organization_id, wish.weight)),
             Write(store.INSERT_PROJECT, (project_id, organization_id, DEFAULT_PROJECT, now_ms)),
             administration.change(
-                "organization", organization_id, "create", name=name, is_prepaid=wish.is_prepaid, currency=wish.currency
+                "organization",
+                organization_id,
+                "create",
+                name=name,
+                is_prepaid=wish.is_prepaid,
+                currency=wish.currency,
+                weight=wish.weight,
             ),
             administration.change(
                 "project", project_id, "create", name=DEFAULT_PROJECT, organization_id=organization_id
@@ -98,6 +110,8 @@ def _create(administration: Administration, wish: CreateOrganization) -> Organiz
     )
     if administration.live is not None:
         administration.live.set_organization(organization_id, is_prepaid=wish.is_prepaid, currency=wish.currency)
+        if wish.weight != 1:
+            administration.live.weigh_organization(organization_id, wish.weight)
     return _view_of(administration, organization_id)
 
 
@@ -113,22 +127,27 @@ def _show(administration: Administration, wish: ShowOrganization) -> Organizatio
 
 def _update(administration: Administration, wish: UpdateOrganization) -> OrganizationView:
     found = finding.active_organization(administration, wish.organization)
-    name, is_prepaid = found.name, found.is_prepaid
+    name, is_prepaid, weight = found.name, found.is_prepaid, found.weight
     detail: dict[str, object] = {}
     if wish.name is not UNSET and wish.name != name:
         _refuse_default(administration, found, "renamed")
         name = detail["name"] = _free_name(administration, wish.name)
     if wish.is_prepaid is not UNSET and wish.is_prepaid != is_prepaid:
         is_prepaid = detail["is_prepaid"] = wish.is_prepaid
+    if wish.weight is not UNSET and wish.weight != weight:
+        weight = detail["weight"] = check_weight("An organization", wish.weight)
     if detail:
         administration.write(
             [
                 Write(admin_store.UPDATE_ORGANIZATION, (found.id, name, found.currency, is_prepaid)),
+                Write(limit_store.SET_ORGANIZATION_WEIGHT, (found.id, weight)),
                 administration.change("organization", found.id, "update", **detail),
             ]
         )
         if "is_prepaid" in detail and administration.live is not None:
             administration.live.set_organization(found.id, is_prepaid=is_prepaid, currency=found.currency)
+        if "weight" in detail and administration.live is not None:
+            administration.live.weigh_organization(found.id, weight)
     return _view_of(administration, found.id)
 
 

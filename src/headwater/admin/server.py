@@ -18,6 +18,7 @@ from headwater.admin.administration import Administration, Live
 from headwater.admin.verbs import VERBS
 from headwater.admin.wire import Problem
 from headwater.errors import OperatorError
+from headwater.ledger.limit_store import LimitRow
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.store import PriceVersion
 
@@ -82,6 +83,22 @@ class OnLoop:
     def drop_budget(self, terms: BudgetTerms) -> None:
         """See Live."""
         self._run(lambda: self._live.drop_budget(terms))
+
+    def set_limit(self, limit: LimitRow) -> None:
+        """See Live."""
+        self._run(lambda: self._live.set_limit(limit))
+
+    def drop_limit(self, limit: LimitRow) -> None:
+        """See Live."""
+        self._run(lambda: self._live.drop_limit(limit))
+
+    def weigh_organization(self, organization_id: str, weight: int) -> None:
+        """See Live."""
+        self._run(lambda: self._live.weigh_organization(organization_id, weight))
+
+    def weigh_key(self, key_id: str, weight: int) -> None:
+        """See Live."""
+        self._run(lambda: self._live.weigh_key(key_id, weight))
 
     def set_prices(self, versions: Sequence[PriceVersion]) -> None:
         """See Live."""

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 from typing import Any
 
-from headwater.admin import budgets, grants, keys, organizations, prices, projects
+from headwater.admin import budgets, grants, keys, limits, organizations, prices, projects, running
 from headwater.admin.administration import Verb
 
 _ALL: tuple[Verb[Any, Any], ...] = (
@@ -11,7 +11,9 @@ _ALL: tuple[Verb[Any, Any], ...] = (
     *projects.VERBS,
     *keys.VERBS,
     *budgets.VERBS,
+    *limits.VERBS,
     *grants.VERBS,
     *prices.VERBS,
+    *running.VERBS,
 )
 VERBS = MappingProxyType({verb.name: verb for verb in _ALL})

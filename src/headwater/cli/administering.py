@@ -29,6 +29,12 @@ OrganizationOption = Annotated[
 ProjectOption = Annotated[
     str | None, typer.Option("--project", metavar="PROJECT", help="A project, by name or id.", show_default=False)
 ]
+WeightOption = Annotated[
+    int | None,
+    typer.Option(
+        "--weight", metavar="N", help="Its share of the service beside others that wait, 1 to 1000.", show_default=False
+    ),
+]
 NoteOption = Annotated[
     str | None, typer.Option("--note", metavar="TEXT", help="What it is for; shown in lists.", show_default=False)
 ]

@@ -10,6 +10,7 @@ from headwater.cli.administering import (
     Facts,
     OrganizationOption,
     ProjectOption,
+    WeightOption,
     iso,
     parse_end,
     perform,
@@ -47,6 +48,7 @@ def create_key(
             show_default=False,
         ),
     ] = None,
+    weight: WeightOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -55,7 +57,7 @@ def create_key(
     from headwater.admin import keys as admin
 
     in_s, at_ms = parse_end(expires)
-    wish = admin.CreateKey(name, models or None, in_s, at_ms, project, organization)
+    wish = admin.CreateKey(name, models or None, in_s, at_ms, project, organization, 1 if weight is None else weight)
     made = perform(admin.CREATE, wish, config, overrides)
     if as_json:
         print_json({"key": made.key, **_facts(made.details)})
@@ -87,6 +89,7 @@ def list_keys(
         "Organization": "organization",
         "Project": "project",
         "Models": "models",
+        "Weight": "weight",
         "Created": "created_at",
         "Expires": "expires_at",
     }
@@ -127,6 +130,7 @@ def update_key(
             show_default=False,
         ),
     ] = None,
+    weight: WeightOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -145,6 +149,7 @@ def update_key(
         allowed_models=None if has_all_models else models or UNSET,
         expires_in_s=in_s,
         expires_at_ms=at_ms if at_ms is not None or expires == "never" else UNSET,
+        weight=UNSET if weight is None else weight,
     )
     show_one(_facts(perform(admin.UPDATE, wish, config, overrides)), as_json=as_json)
 
@@ -190,6 +195,7 @@ def _facts(view: "KeyView") -> Facts:
         "project": view.project,
         "project_id": view.project_id,
         "allowed_models": view.allowed_models,
+        "weight": view.weight,
         "created_at": iso(view.created_at_ms),
         "expires_at": iso(view.expires_at_ms),
         "revoked_at": iso(view.revoked_at_ms),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headwater.cli.administering import Facts, iso, money, perform, show_all, show_one
+from headwater.cli.administering import Facts, WeightOption, iso, money, perform, show_all, show_one
 from headwater.cli.options import ConfigOption, JsonOption, SetOption
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def create_organization(
         str | None,
         typer.Option("--currency", metavar="CODE", help="ISO 4217; it stays.", show_default="the platform's"),
     ] = None,
+    weight: WeightOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -34,7 +35,7 @@ def create_organization(
     """Make an organization, with a project `default` for its keys."""
     from headwater.admin import organizations as admin
 
-    wish = admin.CreateOrganization(name, is_prepaid, currency)
+    wish = admin.CreateOrganization(name, is_prepaid, currency, 1 if weight is None else weight)
     show_one(_facts(perform(admin.CREATE, wish, config, overrides)), as_json=as_json)
 
 
@@ -53,9 +54,10 @@ def list_organizations(config: ConfigOption = None, overrides: SetOption = None,
         "Held": "held",
         "Credit": "credit",
         "Currency": "currency",
+        "Weight": "weight",
         "Created": "created_at",
     }
-    show_all(facts, columns, as_json=as_json, numbers=["Balance", "Held", "Credit"])
+    show_all(facts, columns, as_json=as_json, numbers=["Balance", "Held", "Credit", "Weight"])
 
 
 @app.command("show")
@@ -84,6 +86,7 @@ def update_organization(
             "--prepaid/--postpaid", help="Whether its requests must be covered by credit.", show_default="as it is"
         ),
     ] = None,
+    weight: WeightOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -94,7 +97,10 @@ def update_organization(
     from headwater.admin import organizations as admin
 
     wish = admin.UpdateOrganization(
-        organization, UNSET if name is None else name, UNSET if is_prepaid is None else is_prepaid
+        organization,
+        UNSET if name is None else name,
+        UNSET if is_prepaid is None else is_prepaid,
+        UNSET if weight is None else weight,
     )
     show_one(_facts(perform(admin.UPDATE, wish, config, overrides)), as_json=as_json)
 
@@ -124,6 +130,7 @@ def _facts(view: "OrganizationView") -> Facts:
         **money("balance", view.wallet_nanos),
         **money("held", view.held_nanos),
         **money("credit", view.credit_nanos),
+        "weight": view.weight,
         "created_at": iso(view.created_at_ms),
         "archived_at": iso(view.archived_at_ms),
     }

@@ -9,6 +9,7 @@ from headwater.admin import organizations, projects
 from headwater.admin.administration import Administration
 from headwater.admin.books import Books, open_books
 from headwater.ledger.admin_store import read_changes
+from headwater.ledger.limit_store import LimitRow
 from headwater.ledger.migrate import ensure_schema
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.store import PriceVersion
@@ -87,6 +88,18 @@ class RunningPlatform:
 
     def drop_budget(self, terms: BudgetTerms) -> None:
         self._note("drop_budget", terms)
+
+    def set_limit(self, limit: LimitRow) -> None:
+        self._note("set_limit", limit)
+
+    def drop_limit(self, limit: LimitRow) -> None:
+        self._note("drop_limit", limit)
+
+    def weigh_organization(self, organization_id: str, weight: int) -> None:
+        self._note("weigh_organization", organization_id, weight)
+
+    def weigh_key(self, key_id: str, weight: int) -> None:
+        self._note("weigh_key", key_id, weight)
 
     def set_prices(self, versions: Sequence[PriceVersion]) -> None:
         self._note("set_prices", [version.price.id for version in versions])

@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from headwater.admin import budgets, grants, keys, organizations, prices, projects
+from headwater.admin import budgets, grants, keys, limits, organizations, prices, projects
+from headwater.admin import running as running_verbs
 from headwater.admin.administration import Administration, Verb
 from headwater.admin.books import Books
 from headwater.admin.client import FileAdmin, SocketAdmin, build_administration, find_admin
@@ -111,17 +112,20 @@ async def test_every_verb_gives_the_same_over_the_socket_as_beside_it(
 
     def work() -> None:
         acme = admin.call(organizations.CREATE, organizations.CreateOrganization("acme", is_prepaid=True))
-        admin.call(organizations.UPDATE, organizations.UpdateOrganization("acme", is_prepaid=False))
+        admin.call(organizations.UPDATE, organizations.UpdateOrganization("acme", is_prepaid=False, weight=2))
         assert at_rest.perform(organizations.SHOW, organizations.ShowOrganization("acme")).is_prepaid is False
         search = admin.call(projects.CREATE, projects.CreateProject("search", "acme", is_storage_allowed=False))
         admin.call(projects.UPDATE, projects.UpdateProject("search", name="find"))
         key = admin.call(keys.CREATE, CreateKey("ci", ["qwen"], 60.0, project="find")).details
         changed = admin.call(keys.UPDATE, keys.UpdateKey("ci", allowed_models=None, expires_at_ms=None))
         assert (changed.name, changed.allowed_models, changed.expires_at_ms) == ("ci", None, None)
-        assert admin.call(keys.UPDATE, keys.UpdateKey("ci", name="cd")).id == key.id
+        assert admin.call(keys.UPDATE, keys.UpdateKey("ci", name="cd", weight=3)).id == key.id
         budget = admin.call(budgets.CREATE, budgets.CreateBudget("25", "month", key="cd", thresholds=[50]))
         budget = admin.call(budgets.UPDATE, budgets.UpdateBudget(budget.id, thresholds=[]))
         assert (budget.thresholds, budget.limit_nanos) == ([], 25 * 10**9)
+        limit = admin.call(limits.CREATE, limits.CreateLimit(limits.Numbers(tokens_per_day=9), key="cd"))
+        limit = admin.call(limits.UPDATE, limits.UpdateLimit(limit.id, limits.Numbers(requests_per_minute=5)))
+        assert (limit.tokens_per_day, limit.requests_per_minute, limit.concurrency_max) == (9, 5, None)
         platform.free_nanos = 4 * 10**9
         grant = admin.call(grants.CREATE, grants.CreateGrant("acme", "10"))
         grant = admin.call(grants.ARCHIVE, grants.ArchiveGrant(grant.id))
@@ -141,6 +145,8 @@ async def test_every_verb_gives_the_same_over_the_socket_as_beside_it(
             (keys.SHOW, keys.ShowKey(key.id)),
             (budgets.LIST, budgets.ListBudgets()),
             (budgets.SHOW, budgets.ShowBudget(budget.id)),
+            (limits.LIST, limits.ListLimits()),
+            (limits.SHOW, limits.ShowLimit(limit.id)),
             (grants.LIST, grants.ListGrants()),
             (grants.SHOW, grants.ShowGrant(grant.id)),
             (prices.LIST, prices.ListPrices(with_all=True)),
@@ -150,6 +156,7 @@ async def test_every_verb_gives_the_same_over_the_socket_as_beside_it(
             assert admin.call(verb, wish) == at_rest.perform(verb, wish), verb.name
             assert admin.call(verb, wish), verb.name
         admin.call(prices.ARCHIVE, prices.ArchivePrice("qwen"))
+        admin.call(limits.ARCHIVE, limits.ArchiveLimit(limit.id))
         admin.call(budgets.ARCHIVE, budgets.ArchiveBudget(budget.id))
         admin.call(projects.ARCHIVE, projects.ArchiveProject("find"))
         admin.call(organizations.ARCHIVE, organizations.ArchiveOrganization("acme"))
@@ -160,16 +167,26 @@ async def test_every_verb_gives_the_same_over_the_socket_as_beside_it(
 
 
 def test_every_verb_has_one_name_and_a_wish_that_knows_its_fields() -> None:
-    modules = (organizations, projects, keys, budgets, grants, prices)
+    modules = (organizations, projects, keys, budgets, limits, grants, prices, running_verbs)
     verbs = [value for module in modules for value in vars(module).values() if isinstance(value, Verb)]
-    assert len(verbs) == len(VERBS) == 32
+    assert len(verbs) == len(VERBS) == 40
     for verb in verbs:
         assert VERBS[verb.name] is verb
         with pytest.raises(msgspec.ValidationError, match="unknown field"):
             msgspec.json.decode(b'{"surprise": 1}', type=verb.wish)
         noun, _, word = verb.name.partition(".")
-        assert noun in {"organizations", "projects", "keys", "budgets", "grants", "prices"}
-        assert word in {"create", "list", "show", "update", "archive", "revoke", "adjust", "import"}
+        assert noun in {
+            "organizations",
+            "projects",
+            "keys",
+            "budgets",
+            "limits",
+            "grants",
+            "prices",
+            "replicas",
+            "reload",
+        }
+        assert word in {"", "create", "list", "show", "update", "archive", "revoke", "adjust", "import", "restart"}
 
 
 @pytest.mark.parametrize("key_id", ["key_none", "a b", "a/b", "../../x", "?", "é", "", "%2e", "a\nb"])
