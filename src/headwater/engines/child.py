@@ -23,6 +23,8 @@ from typing import Any
 
 import msgspec
 
+from headwater.replica import STATE_FILES
+
 PREFILL_BATCH_S_MAX = 0.4
 """One prefill batch may take this long: it is how long a client that left can go unnoticed."""
 _BATCH_FIRST = 32
@@ -31,6 +33,9 @@ _HEADROOM = 0.85
 """Batches are sized for this share of the limit: a busier machine is slower than the one that was measured."""
 _MEASUREMENTS = 3
 """The fastest of so many is what the machine can do; the others met somebody else's work."""
+STATE_KEPT_S = 120.0
+"""A state saved longer ago is dropped; the gateway asks for none older than half of that."""
+_STATE_SWEEP_S = 15.0
 _PR_SET_PDEATHSIG = 1
 EXIT_CANNOT_START = 3
 
@@ -86,7 +91,38 @@ def engine_params(spec: ChildSpec, batch_tokens: int) -> Any:
     params.api_keys = [spec.api_key]
     if spec.chat_template is not None:
         params.chat_template = spec.chat_template
+    if has_state_files():
+        params.slot_save_path = "/proc/self/fd/"
     return params
+
+
+def make_state_files() -> None:
+    """Open the files for slots' states: in memory, without a name anybody else could open, gone with this process.
+
+    Where that can't be done, states can't be saved, and the gateway goes without.
+    """
+    for number in STATE_FILES:
+        made = os.memfd_create(f"slot-state-{number}")
+        os.dup2(made, number, inheritable=False)
+        os.close(made)
+
+
+def has_state_files() -> bool:
+    """Whether `make_state_files` was called and could make them all."""
+    try:
+        return all(
+            Path(f"/proc/self/fd/{number}").readlink().name.startswith("memfd:slot-state-") for number in STATE_FILES
+        )
+    except OSError:
+        return False
+
+
+def drop_old_states(now_s: float) -> None:
+    """Give back the memory of states saved more than STATE_KEPT_S before now_s (Unix time)."""
+    for number in STATE_FILES:
+        about = os.fstat(number)
+        if about.st_size and now_s - about.st_mtime > STATE_KEPT_S:
+            os.ftruncate(number, 0)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -199,6 +235,10 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
     threading.Thread(target=_exit_when_closed, args=(0,), daemon=True).start()
     try:
+        make_state_files()
+    except OSError as error:  # few descriptors are allowed, or no memory files
+        print(f"slots' states can't be saved here: {error}", file=sys.stderr, flush=True)
+    try:
         server, status = serve(spec)
     except ImportError as error:
         tell(ChildStatus(state="cannot_start", reason=f"the embedded engine isn't installed ({error})"))
@@ -210,7 +250,9 @@ def main() -> None:
     tell(status)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     while server is not None:
-        signal.pause()
+        time.sleep(_STATE_SWEEP_S)
+        if has_state_files():
+            drop_old_states(time.time())
 
 
 if __name__ == "__main__":

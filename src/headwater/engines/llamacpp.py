@@ -5,7 +5,8 @@ each prefill batch) and `timings_per_token` (its own running counts). The slot i
 and named tools are enforced by its grammar. Source: llama.cpp `tools/server/README.md`.
 """
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,6 +18,33 @@ _encoder = msgspec.json.Encoder()
 
 SEEDS_COUNT = 2**32 - 1
 """llama.cpp keeps 32 bits of a seed and takes all ones for "random": these many seeds repeat an answer."""
+
+
+_PROGRESS = re.compile(rb'"prompt_progress":{"total":(\d+),"cache":(\d+),"processed":(\d+),"time_ms":(\d+)}')
+"""Text that says the same is no match: inside a JSON string its quotes are escaped."""
+
+
+class PrefillProgress(NamedTuple):
+    """How far a prompt is read: `processed` of `total` tokens, `cached` of them not anew; end: of the event, in the bytes."""
+
+    processed: int
+    total: int
+    cached: int
+    elapsed_s: float
+    end: int
+
+
+class SavedWire(msgspec.Struct):
+    """Answer of `/slots/N?action=save`."""
+
+    n_saved: int
+    n_written: int
+
+
+class RestoredWire(msgspec.Struct):
+    """Answer of `/slots/N?action=restore`."""
+
+    n_restored: int
 
 
 class PromptWire(msgspec.Struct):
@@ -81,3 +109,23 @@ def encode_tokenize(prompt: str) -> bytes:
 
 decode_prompt = msgspec.json.Decoder(PromptWire).decode
 decode_tokens = msgspec.json.Decoder(TokensWire).decode
+
+
+def last_progress(events: bytes) -> PrefillProgress | None:
+    """The last progress of the prefill in these whole events, None without one."""
+    found: re.Match[bytes] | None = None
+    for match in _PROGRESS.finditer(events):
+        found = match
+    if found is None:
+        return None
+    total, cached, processed, elapsed_ms = map(int, found.groups())
+    return PrefillProgress(processed, total, cached, elapsed_ms / 1000, events.find(b"\n\n", found.end()) + 2)
+
+
+def encode_state_file(name: str) -> bytes:
+    """The body of `POST /slots/N?action=save` and `…=restore`."""
+    return _encoder.encode({"filename": name})
+
+
+decode_saved = msgspec.json.Decoder(SavedWire).decode
+decode_restored = msgspec.json.Decoder(RestoredWire).decode

@@ -5,7 +5,7 @@ either name of reasoning) are optional fields of one chunk. Source: the OpenAI A
 object"; llama.cpp `tools/server/README.md`; vLLM `stream_options.continuous_usage_stats`.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -95,6 +95,7 @@ class _Chunk(msgspec.Struct):
     timings: _Timings | None = None
     prompt_progress: _PromptProgress | None = None
     error: Any = None
+    object: str | None = None  # "error" where vLLM before 0.11 says so
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -108,6 +109,21 @@ _FINISH: dict[str, FinishReason] = {
 }
 
 
+_BROKEN_OFF = ("error", "abort")
+"""What OpenRouter and SGLang say where others send an error event; it is no end of an answer."""
+
+
+class Recount(Protocol):
+    """What corrects an engine's count of cached tokens, when one request was read in two calls.
+
+    cached_tokens_max: so many were cached before the first of them; None as long as there was only one.
+    """
+
+    @property
+    def cached_tokens_max(self) -> int | None:
+        """See above."""
+
+
 class OpenAIStreamDecoder:
     """One attempt's answer: bytes in, events out. Pure.
 
@@ -115,7 +131,8 @@ class OpenAIStreamDecoder:
     `lying_report` is the last event with a count nobody may believe, as it came, for the books.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recount: Recount | None = None) -> None:
+        self._recount = recount
         self._lines = SSEParser()
         self._has_started = False
         self._timings_cached: int | None = None
@@ -154,7 +171,7 @@ class OpenAIStreamDecoder:
         return events
 
     def _chunk(self, chunk: _Chunk, events: list[Event]) -> None:
-        if chunk.error is not None:
+        if chunk.error is not None or chunk.object == "error":
             events.append(Failed(EngineFailed("The engine reported an error in the middle of its answer.")))
             return
         if not self._has_started:
@@ -183,15 +200,18 @@ class OpenAIStreamDecoder:
             for call in delta.tool_calls or ():
                 function = call.function or _Function()
                 events.append(ToolCallDelta(call.index, call.id, function.name, function.arguments or ""))
-        if choice.finish_reason:  # some providers send "" until the end
+        if choice.finish_reason in _BROKEN_OFF:
+            events.append(Failed(EngineFailed("The engine gave up in the middle of its answer.")))
+        elif choice.finish_reason:  # some providers send "" until the end
             events.append(Finished(_FINISH.get(choice.finish_reason, "stop")))
 
     def _timings(self, timings: _Timings, events: list[Event]) -> None:
         cached = timings.cache_n or 0
         self._timings_cached = timings.cache_n
-        usage = reported(
-            prompt_tokens=timings.prompt_n + cached, completion_tokens=timings.predicted_n, cached_tokens=cached
-        )
+        prompt = timings.prompt_n + cached
+        if self._recount is not None:
+            cached = self._recounted(cached)
+        usage = reported(prompt_tokens=prompt, completion_tokens=timings.predicted_n, cached_tokens=cached)
         if usage is None:
             self.lying_reports_count += 1
         elif timings.predicted_n:  # during prefill the count is of tokens read so far, not of the prompt
@@ -202,6 +222,8 @@ class OpenAIStreamDecoder:
         cached = None if prompt is None else prompt.cached_tokens
         if cached is None:  # DeepSeek has its own word; llama.cpp says it in its timings only
             cached = wire.prompt_cache_hit_tokens if wire.prompt_cache_hit_tokens is not None else self._timings_cached
+        if self._recount is not None:
+            cached = self._recounted(cached or 0)
         output = wire.completion_tokens or 0
         reasoning = (completion.reasoning_tokens or 0) if completion is not None else 0
         if reasoning and wire.total_tokens == wire.prompt_tokens + output + reasoning:
@@ -217,3 +239,9 @@ class OpenAIStreamDecoder:
             self.lying_reports_count += 1
         else:
             events.append(UsageReport(usage, is_final=is_final))
+
+    def _recounted(self, cached: int) -> int:
+        """What of the cached tokens an earlier request had read."""
+        assert self._recount is not None
+        most = self._recount.cached_tokens_max
+        return cached if most is None else min(cached, most)

@@ -108,6 +108,30 @@ def test_the_engine_is_told_to_share_nothing_between_callers(tmp_path: Path) -> 
     assert params.n_threads_http > 3  # a busy slot holds one thread; questions need another
 
 
+STATES = """
+import os, sys, time
+from headwater.engines.child import STATE_KEPT_S, drop_old_states, has_state_files, make_state_files
+from headwater.replica import STATE_FILES
+
+assert not has_state_files()
+make_state_files()
+assert has_state_files()
+for number in STATE_FILES:
+    with open(f"/proc/self/fd/{number}", "wb") as file:  # by name, as the engine does
+        file.write(b"a state")
+os.utime(f"/proc/self/fd/{STATE_FILES[0]}", (0, 0))
+drop_old_states(STATE_KEPT_S + 1)
+print([os.fstat(number).st_size for number in STATE_FILES])
+drop_old_states(time.time() + STATE_KEPT_S + 1)
+print([os.fstat(number).st_size for number in STATE_FILES])
+"""
+
+
+def test_states_are_files_in_memory_that_are_emptied_when_they_are_old() -> None:
+    done = subprocess.run([sys.executable, "-c", STATES], capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout.split("\n")[:2] == ["[0, 7, 7, 7]", "[0, 0, 0, 0]"], done.stderr
+
+
 def test_a_file_that_is_no_model_is_reported_and_not_tried_again(child: Child, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + b"\x00" * 4096)
     child.tell(spec(tmp_path))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from headwater.engines.openai_stream import BAD_LINES_MAX, OpenAIStreamDecoder
 from headwater.engines.sse import LINE_BYTES_MAX
 from headwater.errors import EngineFailed
-from headwater.events import Event, Failed, Finished, Started, Text
+from headwater.events import Event, Failed, Finished, Started, Text, UsageReport
 from tests.unit.engines import streams
 from tests.unit.engines.streams import Recorded
 
@@ -139,3 +139,23 @@ def test_random_json_raises_nothing_and_never_yields_a_negative_count(chunks: li
         usage = getattr(event, "usage", None)
         if usage is not None:
             assert min(usage.uncached_input, usage.cache_read, usage.output, usage.reasoning) >= 0
+
+
+class _Recount:
+    """Of a request that was read in two calls."""
+
+    def __init__(self, cached_tokens_max: int | None) -> None:
+        self.cached_tokens_max = cached_tokens_max
+
+
+@pytest.mark.parametrize(("most", "expected"), [(None, 884), (0, 0), (5, 5), (884, 884)])
+def test_what_a_request_itself_has_read_in_an_earlier_call_is_no_cached_input(most: int | None, expected: int) -> None:
+    timings = {"cache_n": 884, "prompt_n": 1, "predicted_n": 1}
+    closing = {"prompt_tokens": 885, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 884}}
+    running = {"choices": [{"delta": {"content": "The"}}], "timings": timings}
+    for event in (running, {"choices": [], "usage": closing}, {"choices": [], "usage": closing, "timings": timings}):
+        data = b"data: " + json.dumps(event).encode() + b"\n\n"
+        for said in read(data, decoder=OpenAIStreamDecoder(_Recount(most))):
+            if isinstance(said, UsageReport):
+                assert (said.usage.uncached_input, said.usage.cache_read) == (885 - expected, expected)
+                assert said.usage.output == 1

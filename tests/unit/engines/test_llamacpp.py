@@ -2,12 +2,17 @@ import msgspec
 import pytest
 
 from headwater.engines.llamacpp import (
+    PrefillProgress,
     decode_prompt,
+    decode_restored,
+    decode_saved,
     decode_tokens,
     encode,
+    encode_state_file,
     encode_template,
     encode_tokenize,
     enforced_tools_schema,
+    last_progress,
 )
 from headwater.request import Chat, ResponseFormat, ToolChoice
 from tests.unit.engines.chats import COMMON_WIRE, FULL, MESSAGES_WIRE, SCHEMA, SMALL, TOOLS_WIRE, wire
@@ -96,3 +101,29 @@ def test_a_laid_out_prompt_is_tokenized_with_its_special_tokens() -> None:
     }
     assert decode_prompt(b'{"prompt":"<|im_start|>","more":1}').prompt == "<|im_start|>"
     assert decode_tokens(b'{"tokens":[1,2,3]}').tokens == [1, 2, 3]
+
+
+def progress_event(total: int, cached: int, processed: int, elapsed_ms: int) -> bytes:
+    """As llama.cpp writes it."""
+    progress = b'{"total":%d,"cache":%d,"processed":%d,"time_ms":%d}' % (total, cached, processed, elapsed_ms)
+    return b'data: {"choices":[{"delta":{"role":"assistant","content":null}}],"prompt_progress":' + progress + b"}\n\n"
+
+
+def test_the_last_progress_and_where_its_event_ends() -> None:
+    first, last = progress_event(900, 5, 45, 300), progress_event(900, 5, 85, 650)
+    content = b'data: {"choices":[{"delta":{"content":"Yes"}}]}\n\n'
+    found = last_progress(first + last + content)
+    assert found == PrefillProgress(85, 900, 5, 0.65, len(first + last))
+    assert last_progress(content) is None
+
+
+def test_a_text_that_speaks_of_progress_is_none() -> None:
+    said = msgspec.json.encode(progress_event(1, 0, 1, 1).decode())
+    assert last_progress(b'data: {"choices":[{"delta":{"content":' + said + b"}}]}\n\n") is None
+
+
+def test_a_state_is_saved_and_restored_by_the_name_of_its_file() -> None:
+    assert msgspec.json.decode(encode_state_file("200")) == {"filename": "200"}
+    saved = decode_saved(b'{"id_slot":1,"filename":"200","n_saved":892,"n_written":20566752,"timings":{"save_ms":9.8}}')
+    assert (saved.n_saved, saved.n_written) == (892, 20566752)
+    assert decode_restored(b'{"id_slot":2,"filename":"200","n_restored":892,"n_read":20566752}').n_restored == 892

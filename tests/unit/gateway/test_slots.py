@@ -1,10 +1,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.gateway.slots import Slot, best_slot, prefix_chain, shared_count
+from headwater.gateway.slots import BLOCK_CHARACTERS, BLOCKS_MAX, Slot, best_slot, prefix_chain, shared_count
 from headwater.request import Chat, FunctionCall, Message, Tool, ToolCall
 
 numbers = st.lists(st.integers(0, 3), max_size=8)
+
+
+def chain_of(steps: list[int]) -> list[int]:
+    """Numbers that stand for everything before them too, as the elements of a prefix chain do."""
+    return [hash(tuple(steps[: end + 1])) for end in range(len(steps))]
 
 
 def slot(number: int, owner: str | None = None, prefix: tuple[int, ...] = (), last_used: int = 0) -> Slot:
@@ -18,10 +23,22 @@ def chat(*contents: str, tools: tuple[Tool, ...] = ()) -> Chat:
 
 
 def test_equal_beginnings_have_equal_chains_and_differences_end_them() -> None:
-    one, other = prefix_chain(chat("a", "b", "c")), prefix_chain(chat("a", "b", "x", "c"))
-    assert len(one) == 3
-    assert shared_count(one, other) == 2
-    assert shared_count(one, prefix_chain(chat("x", "b", "c"))) == 0
+    shared = "The clerk of the harbour knows every ship. " * 24  # 1,032 characters
+    one, other = prefix_chain(chat(shared + "Which is the oldest?")), prefix_chain(chat(shared + "And the largest?"))
+    assert len(one) == len(other) == -(-len("user" + shared + "Which is the oldest?") // BLOCK_CHARACTERS)
+    assert shared_count(one, other) == len(shared) // BLOCK_CHARACTERS
+    assert shared_count(one, prefix_chain(chat("x" + shared))) == 0
+
+
+def test_a_conversation_that_goes_on_begins_with_what_was_before() -> None:
+    turns = ["What is a quay? " * 30, "A wall. " * 60, "And a pier? " * 40]
+    before, after = prefix_chain(chat(*turns[:2])), prefix_chain(chat(*turns))
+    assert len(before) > 5
+    assert shared_count(before, after) == len(before) - 1, "all but the block in which the earlier prompt ended"
+
+
+def test_what_is_far_beyond_any_context_is_not_compared() -> None:
+    assert len(prefix_chain(chat("x" * (BLOCKS_MAX + 9) * BLOCK_CHARACTERS))) == BLOCKS_MAX
 
 
 def test_whatever_changes_the_prompt_changes_the_chain() -> None:
@@ -38,7 +55,8 @@ def test_whatever_changes_the_prompt_changes_the_chain() -> None:
 
 
 @given(numbers, numbers)
-def test_the_shared_count_is_that_of_the_longest_common_beginning(one: list[int], other: list[int]) -> None:
+def test_the_shared_count_is_that_of_the_longest_common_beginning(first: list[int], second: list[int]) -> None:
+    one, other = chain_of(first), chain_of(second)
     count = shared_count(one, other)
     assert one[:count] == other[:count]
     assert count in (len(one), len(other)) or one[count] != other[count]
@@ -70,3 +88,14 @@ def test_a_busy_slot_is_never_taken() -> None:
     busy.is_busy = True
     assert best_slot([busy], "org_1", (1,)) is None
     assert best_slot([], "org_1", (1,)) is None
+
+
+def test_a_slot_whose_cache_may_change_is_warm_for_nobody() -> None:
+    unknown = slot(0, "org_1", (1, 2))
+    unknown.is_unknown = True
+    best = best_slot([unknown, slot(1, "org_1", (1,))], "org_1", (1, 2))
+    assert best is not None
+    assert best.number == 1
+    assert not unknown.is_reusable_by("org_1")
+    assert slot(2).is_reusable_by("org_1")
+    assert not slot(3, "org_2").is_reusable_by("org_1")
