@@ -5,11 +5,12 @@ The caller holds the data directory's lock and the bound sockets (`cli/up.py`).
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -18,22 +19,29 @@ from starlette.types import ASGIApp
 from headwater.admin.administration import Administration
 from headwater.admin.books import Books, open_books, publish_prices
 from headwater.admin.client import build_administration
+from headwater.admin.running import RELOAD, Reload
 from headwater.admin.server import OnLoop, build_admin_app
 from headwater.catalogue.resolve import ResolvedModel
 from headwater.clock import Clock
 from headwater.controller.calibration import Calibration
-from headwater.controller.supervisor import DeploymentPlan, Supervisor, trim_log
+from headwater.controller.engine_log import trim_log
+from headwater.controller.replica_task import CHILD_COMMAND
+from headwater.controller.supervisor import Supervisor
+from headwater.errors import OperatorError
 from headwater.gateway.app import Gateway
+from headwater.gateway.connections import REFUSED_MAX, Bounds
 from headwater.gateway.live import LiveBooks
 from headwater.gateway.server import HttpServer
+from headwater.gateway.vitals import raise_descriptor_limit
 from headwater.gateway.webhooks import Webhooks
 from headwater.housekeeping import FIRST_AFTER_S, Housekeeping, every
 from headwater.ledger import archive, store
 from headwater.ledger.background_verify import BackgroundVerify
 from headwater.ledger.load_book import load_book
 from headwater.ledger.verify_result import VerifyResult
+from headwater.operations import RunningPlatform, deployment_plans
 from headwater.replica import ReplicaStatus
-from headwater.settings.model import DeploymentSettings, Settings
+from headwater.settings.model import Settings
 
 log = structlog.get_logger()
 
@@ -41,20 +49,32 @@ SOCKET_PATH_BYTES_MAX = 107
 """A Unix socket's address holds 108 bytes, the closing zero among them."""
 _ENGINE_SOCKET_NAME_BYTES = 18
 ARCHIVE_INTERVAL_S = 3600.0
+DESCRIPTORS_RESERVED = 256
+"""For the database, logs, engines and the admin socket."""
 
 
 class Platform:
     """The running platform. Make it, `start()`, serve, `stop()`; all on one event loop."""
 
-    def __init__(self, settings: Settings, models: Sequence[ResolvedModel], *, clock: Clock) -> None:
-        """models: for each deployment its resolved model file, in the same order."""
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[ResolvedModel],
+        *,
+        clock: Clock,
+        read_settings: Callable[[], Settings] | None = None,
+        engine_command: Sequence[str] = CHILD_COMMAND,
+    ) -> None:
+        """models: for each deployment its resolved model file, in the same order.
+
+        read_settings: reads the configuration anew, as it was read for this start; None: a reload changes nothing.
+        engine_command: the program of the engines' processes; another one only in tests.
+        """
         self._settings = settings
         self._clock = clock
-        replicas_count = sum(deployment.replicas for deployment in settings.deployments)
-        self._plans = [
-            deployment_plan(deployment, model, replicas_count=replicas_count)
-            for deployment, model in zip(settings.deployments, models, strict=True)
-        ]
+        self._plans = deployment_plans(settings, models)
+        self._read_settings = read_settings or (lambda: settings)
+        self._engine_command = engine_command
         self._loop = asyncio.get_running_loop()
         self._servers: list[HttpServer] = []
         self._books: Books | None = None
@@ -83,7 +103,15 @@ class Platform:
             clock=clock,
         )
         self.gateway.cashier.prices.load(books.read(store.read_prices))
-        live = LiveBooks(self.gateway.authenticator, self.gateway.cashier, self.gateway.idempotency)
+        books.read(self.gateway.limits.load)
+        books.read(self.gateway.weights.load)
+        live = LiveBooks(
+            self.gateway.authenticator,
+            self.gateway.cashier,
+            self.gateway.idempotency,
+            self.gateway.limits,
+            self.gateway.weights,
+        )
         self.administration = build_administration(settings, books, clock=clock, live=OnLoop(live, self._loop))
         return self.administration
 
@@ -98,22 +126,72 @@ class Platform:
             calibration=Calibration(data_directory / "calibration.json"),
             clock=self._clock,
             gateway=self.gateway,
+            command=self._engine_command,
+        )
+        assert self._books is not None
+        self.running = self.administration.operations = RunningPlatform(
+            self._settings,
+            self._plans,
+            read_settings=self._read_settings,
+            gateway=self.gateway,
+            supervisor=self.supervisor,
+            books=self._books,
+            clock=self._clock,
+            loop=self._loop,
         )
         self.supervisor.start()
         self._keep_house()
+        telemetry = self.gateway.telemetry
+        bounds = Bounds(self._connections_max(), on_refused=telemetry.connections_refused.inc)
+        telemetry.connections.set_function(lambda: len(bounds.open))
+        overload = self.gateway.overload
+
+        def shed_early(is_shedding: bool) -> None:
+            bounds.refuse_early = overload.refuse_early if is_shedding else None
+
+        overload.on_level = shed_early
         admin = build_admin_app(self.administration)
-        faces: list[tuple[ASGIApp, socket.socket]] = [(self.gateway.app, listener), (admin, admin_listener)]
-        for app, bound in faces:
-            server = HttpServer(app, bound)
+        faces: list[tuple[ASGIApp, socket.socket, Bounds]] = [
+            (self.gateway.app, listener, bounds),
+            (admin, admin_listener, Bounds()),
+        ]
+        for app, bound, its_bounds in faces:
+            server = HttpServer(app, bound, bounds=its_bounds)
             await server.start()
             self._servers.append(server)
         host, port = listener.getsockname()[:2]
         self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
         log.info("platform_started", listen=self._settings.gateway.listen, base_url=self.base_url, pid=os.getpid())
 
+    def _connections_max(self) -> int:
+        """As many connections of clients as are configured, or as leave file descriptors for everything else."""
+        wanted = self._settings.gateway.connections_max
+        descriptors_max = raise_descriptor_limit()
+        # A request has a connection of its own to each engine it calls.
+        others = DESCRIPTORS_RESERVED + self._settings.gateway.concurrent_requests_max + REFUSED_MAX
+        possible = max(REFUSED_MAX, descriptors_max - others)
+        if possible < wanted:
+            log.warning(
+                "descriptors_short",
+                descriptors_max=descriptors_max,
+                connections_max=possible,
+                wanted_connections_max=wanted,
+            )
+        return min(wanted, possible)
+
+    async def reload(self) -> None:
+        """Make the configuration true as it is now; what comes of it, a refusal too, is in the log."""
+        with contextlib.suppress(OperatorError):  # an impossible one is logged, and nothing was changed
+            await asyncio.to_thread(self.administration.perform, RELOAD, Reload())
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration in force."""
+        return self.running.settings if hasattr(self, "running") else self._settings
+
     def replica_statuses(self) -> list[ReplicaStatus]:
         """How every replica is doing."""
-        return [replica.status for replica in self.supervisor.replicas]
+        return self.supervisor.statuses
 
     async def engines_settled(self) -> None:
         """Wait until every replica is ready or failed (each start has a time-out of its own)."""
@@ -139,6 +217,7 @@ class Platform:
         """Begin what runs besides serving: holds and credit expire, notices go out, old records leave, the books are proved."""
         settings, books, begin = self._settings, self._books, self._housekeeping.begin
         assert books is not None
+        begin("overload", self.gateway.overload.watch)
         begin("expire", self.gateway.cashier.keep_house)
         if settings.webhooks:
             webhooks = Webhooks(
@@ -187,28 +266,6 @@ class Platform:
                 self.ledger_failure.set_result(failure)
 
         self._loop.call_soon_threadsafe(tell)
-
-
-def deployment_plan(deployment: DeploymentSettings, model: ResolvedModel, *, replicas_count: int) -> DeploymentPlan:
-    """What the controller needs to run a deployment.
-
-    Threads unset: an even share of the machine's cores but one, which is the gateway's, among all replicas_count replicas
-    of the platform. Engines with more threads than cores are slower than with one each: their barriers spin.
-    """
-    stat = model.path.stat()
-    return DeploymentPlan(
-        name=deployment.name,
-        model_path=model.path.resolve(),
-        model_digest=model.sha256 or f"{model.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}",
-        chat_template=model.chat_template,
-        replicas_count=deployment.replicas,
-        slots_count=deployment.slots,
-        context_tokens=deployment.context_tokens,
-        threads=deployment.threads or max(1, ((os.cpu_count() or 2) - 1) // replicas_count),
-        batch_tokens=deployment.batch_tokens,
-        start_timeout_s=deployment.start_timeout_s,
-        restarts=(deployment.restarts_max, deployment.restart_window_s),
-    )
 
 
 def make_run_directory(data_directory: Path) -> Path:

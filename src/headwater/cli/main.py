@@ -17,10 +17,13 @@ from headwater.cli import (
     grants,
     keys,
     ledger,
+    limits,
     models,
     organizations,
     prices,
     projects,
+    reload,
+    replicas,
     up,
     usage,
 )
@@ -58,10 +61,13 @@ app.add_typer(organizations.app, name="organizations")
 app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
+app.add_typer(limits.app, name="limits")
 app.add_typer(grants.app, name="grants")
 app.add_typer(prices.app, name="prices")
 app.add_typer(usage.app, name="usage")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(replicas.app, name="replicas")
+app.command("reload")(reload.reload)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(db.app, name="db")

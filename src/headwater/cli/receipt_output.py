@@ -65,6 +65,8 @@ def _attempt(attempt: "AttemptPart", currency: str) -> Iterator[str]:
     error = "" if attempt.error_code is None else f" ({attempt.error_code})"
     cost = "" if attempt.upstream_cost is None else f"; the upstream takes {attempt.upstream_cost} {currency}"
     yield _fact("Attempt", f"{attempt.id}  {where}: {attempt.outcome}{error} after {attempt.duration_ms} ms")
+    if attempt.reason is not None:
+        yield _fact("", f"why there: {attempt.reason}")
     yield _fact("", f"{attempt.usage.input:,} in, {attempt.usage.output:,} out, {attempt.usage_source}{cost}")
     if attempt.reported is not None:
         yield _fact("", f"it reported: {attempt.reported}")

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from headwater.cli.options import ConfigOption, SetOption, load_settings
 from headwater.errors import OperatorError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from rich.console import Console
 
     from headwater.catalogue.resolve import ResolvedModel
@@ -43,45 +45,54 @@ def up(
     from headwater.log import configure_logging
 
     extra = [f"gateway.listen={listen}"] if listen is not None else []
-    settings = load_settings(config, [*(overrides or []), *extra]).settings
+
+    def read_settings() -> "Settings":
+        return load_settings(config, [*(overrides or []), *extra]).settings
+
+    settings = read_settings()
     configure_logging(settings.log)
     with Ownership(settings.store.data_directory):
         # The address is claimed before a long download, so that a taken one is known at once.
         listener = bind_tcp(settings.gateway.host, settings.gateway.port)
         with listener:
             models = fetch_models(settings)
-            sys.exit(_run(settings, models, listener, is_asking=first_question))
+            sys.exit(_run(settings, models, listener, read_settings=read_settings, is_asking=first_question))
 
 
 def fetch_models(settings: "Settings") -> "list[ResolvedModel]":
     """The checked file of each deployment's model, in their order; what is missing is fetched, with a progress bar."""
-    from headwater.catalogue.resolve import missing_entry, resolve
+    from headwater.catalogue.resolve import missing_entry
     from headwater.cli.pulling import pull_shown
+    from headwater.operations import resolve_models
 
     for name in dict.fromkeys(deployment.model for deployment in settings.deployments):
         entry = missing_entry(name, settings.models)
         if entry is not None:
             pull_shown(entry, settings.models)
-    models = [resolve(deployment.model, settings.models) for deployment in settings.deployments]
-    for deployment, model in zip(settings.deployments, models, strict=True):
-        if deployment.context_tokens > model.context_tokens:
-            raise OperatorError(
-                f"Deployment {deployment.name!r} asks for a context of {deployment.context_tokens} tokens.",
-                why=f"The model {model.name} was made for at most {model.context_tokens}.",
-                now="Lower `context_tokens` of that deployment.",
-            )
-    return models
+    return resolve_models(settings)
 
 
-def _run(settings: "Settings", models: "list[ResolvedModel]", listener: socket.socket, *, is_asking: bool) -> int:
+def _run(
+    settings: "Settings",
+    models: "list[ResolvedModel]",
+    listener: socket.socket,
+    *,
+    read_settings: "Callable[[], Settings]",
+    is_asking: bool,
+) -> int:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, models, listener, is_asking=is_asking))
+        return runner.run(_serve(settings, models, listener, read_settings=read_settings, is_asking=is_asking))
 
 
 async def _serve(
-    settings: "Settings", models: "list[ResolvedModel]", listener: socket.socket, *, is_asking: bool
+    settings: "Settings",
+    models: "list[ResolvedModel]",
+    listener: socket.socket,
+    *,
+    read_settings: "Callable[[], Settings]",
+    is_asking: bool,
 ) -> int:
     """Run the platform until a signal or a failed ledger; returns the exit code. Raises OperatorError if no model starts."""
     from rich.console import Console
@@ -97,13 +108,17 @@ async def _serve(
     def on_signal() -> None:
         (hurry if stopping.is_set() else stopping).set()
 
+    on_loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        on_loop.add_signal_handler(number, on_signal)
+    on_loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
     admin_socket = settings.store.data_directory / SOCKET_NAME
-    platform = Platform(settings, models, clock=SystemClock())
+    platform = Platform(settings, models, clock=SystemClock(), read_settings=read_settings)
     platform.start_ledger()
+    reloads: set[asyncio.Task[None]] = set()
     try:
         await platform.start(listener, bind_unix(admin_socket))
+        on_loop.add_signal_handler(signal.SIGHUP, lambda: _begin(platform.reload(), reloads))
         gc.freeze()  # what is here now stays: with many keys and budgets, going over it takes tens of milliseconds
         greeting = asyncio.ensure_future(_greet(platform, settings, console, is_asking=is_asking))
         stopped = asyncio.ensure_future(stopping.wait())
@@ -121,13 +136,20 @@ async def _serve(
             )
     finally:
         stopping.set()
-        await platform.stop(drain_timeout_s=settings.gateway.drain_timeout_s, hurry=hurry)
+        await platform.stop(drain_timeout_s=platform.settings.gateway.drain_timeout_s, hurry=hurry)
         if admin_socket.is_socket():  # what else may have that name is somebody's own
             admin_socket.unlink()
     if platform.ledger_failure.done():  # said at the very end: a cause that other lines follow is not found
         _print_ledger_failure(platform.ledger_failure.result())
         return 1
     return 0
+
+
+def _begin(work: "Coroutine[Any, Any, None]", tasks: "set[asyncio.Task[None]]") -> None:
+    """Run it beside the rest; tasks holds it until it is done."""
+    task = asyncio.ensure_future(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _print_ledger_failure(failure: BaseException) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +18,13 @@ import pytest
 
 from headwater.catalogue.resolve import resolve
 from headwater.clock import SystemClock
+from headwater.controller import probe
 from headwater.controller.calibration import Calibration
-from headwater.controller.supervisor import DeploymentPlan, Supervisor
+from headwater.controller.liveness import Answer
+from headwater.controller.plan import DeploymentPlan
+from headwater.controller.supervisor import Supervisor
 from headwater.errors import OperatorError
-from headwater.replica import ReplicaEndpoint, ReplicaState, ReplicaStatus
+from headwater.replica import Progress, ReplicaEndpoint, ReplicaState, ReplicaStatus
 from headwater.settings.model import ModelStoreSettings
 
 ROOT = Path(__file__).parents[3]
@@ -32,16 +36,29 @@ class Gateway:
 
     def __init__(self) -> None:
         self.endpoints: dict[str, ReplicaEndpoint] = {}
+        self.progresses: dict[str, Progress] = {}
         self.withdrawn: list[str] = []
         self.states: list[ReplicaState] = []
         self._told = asyncio.Event()
 
     def announce(self, endpoint: ReplicaEndpoint) -> None:
         self.endpoints[endpoint.replica_id] = endpoint
+        self.progresses.setdefault(endpoint.replica_id, Progress())
 
     def withdraw(self, deployment: str, replica_id: str) -> None:
         self.withdrawn.append(replica_id)
-        del self.endpoints[replica_id]
+        self.endpoints.pop(replica_id, None)
+        self.progresses.pop(replica_id, None)
+
+    def retire(self, deployment: str, replica_id: str) -> None:
+        self.endpoints.pop(replica_id, None)
+
+    def progress(self, deployment: str, replica_id: str) -> Progress | None:
+        return self.progresses.get(replica_id)
+
+    def held_count(self, deployment: str, replica_id: str) -> int:
+        progress = self.progresses.get(replica_id)
+        return 0 if progress is None else progress.in_flight_count
 
     def report(self, deployment: str, statuses: list[ReplicaStatus]) -> None:
         self.states.append(statuses[0].state)
@@ -297,3 +314,54 @@ async def test_an_engine_starts_answers_its_key_only_comes_back_after_a_kill_and
     assert not is_alive(pid)
     assert gateway.states[-2:] == [ReplicaState.STOPPING, ReplicaState.STOPPED]
     assert not gateway.endpoints
+
+
+@pytest.mark.model
+async def test_a_real_engine_is_left_alone_while_it_works_or_rests_and_found_when_it_is_stopped(
+    short_path: Path, small_model: Path
+) -> None:
+    gateway = Gateway()
+    async with supervised(short_path, gateway, plan(small_model, hang_timeout_s=2.0)) as supervisor:
+        await asyncio.wait_for(supervisor.settled(), WAIT_S)
+        [replica] = supervisor.replicas
+        [pid] = pids(supervisor)
+        endpoint, progress = gateway.endpoints[replica.id], gateway.progresses[replica.id]
+
+        # A call whose client reads nothing shows the gateway no event: the engine's own slots show that it moves.
+        progress.begin(asyncio.get_running_loop().time())
+        await asyncio.to_thread(write_long, endpoint)
+        progress.in_flight_count -= 1
+        asked = await probe.ask(endpoint.socket_path, endpoint.api_key, timeout_s=WAIT_S, mark=None)
+        assert asked == (Answer.MOVING, None), "it has nothing to do"
+        assert (replica.status.state, replica.pid) == (ReplicaState.READY, pid)
+
+        os.kill(pid, signal.SIGSTOP)
+        await gateway.until(lambda: replica.status.state is ReplicaState.SUSPECT)
+        os.kill(pid, signal.SIGCONT)
+        await gateway.until(lambda: replica.status.state is ReplicaState.READY)
+        assert replica.pid == pid, "a lost answer ends nothing"
+
+        os.kill(pid, signal.SIGSTOP)
+        await gateway.until(lambda: replica.status.restarts_count == 1)
+        assert "has not answered" in replica.status.reason
+        assert not is_alive(pid)
+        await gateway.until(lambda: replica.status.state is ReplicaState.READY)
+
+
+def write_long(endpoint: ReplicaEndpoint) -> None:
+    """One call that takes longer than the test's time-out for a hang."""
+    connection = http.client.HTTPConnection("engine", timeout=WAIT_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(endpoint.socket_path))
+    try:
+        for _ in range(3):
+            began_s = time.monotonic()
+            body = '{"prompt":"one two three","n_predict":240,"ignore_eos":true}'
+            connection.request("POST", "/completion", body, {"authorization": f"Bearer {endpoint.api_key}"})
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200
+            if time.monotonic() - began_s > 3.0:
+                return
+    finally:
+        connection.close()
