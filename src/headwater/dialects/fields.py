@@ -72,8 +72,8 @@ TOP_LEVEL: Final[tuple[Field, ...]] = (
     _row(
         "service_tier",
         "honoured",
-        '`"auto"` or `"default"`',
-        "There is one tier; another name would promise another price or speed.",
+        '`"auto"`, `"default"`, `"priority"` or `"flex"`',
+        "Who is served first when requests wait; a price may have a multiplier for `priority` and `flex`.",
     ),
     _row("store", "honoured", "false only", "Nothing is stored, so true would be a promise not kept."),
     _row(

@@ -17,6 +17,7 @@ from headwater.dialects.openai_chat_wire import ChatCompletionRequest
 from headwater.errors import InvalidRequest, UnsupportedValue
 from headwater.json_schema import short
 from headwater.request import Chat, Sampling
+from headwater.scheduling.bands import ANSWERED_TIERS, TIERS, Band
 from headwater.settings.model import GatewaySettings
 
 NAME: Final = "openai_chat"
@@ -35,12 +36,15 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True):
     """A request read and checked.
 
     ignored: hints that were given, for `x-headwater-ignored`. include_usage is only ever true of a stream.
+    service_tier: the one that serves it, as the answer says it; None when none was asked for.
     """
 
     model: str
     is_stream: bool
     include_usage: bool
     chat: Chat
+    band: Band = Band.STANDARD
+    service_tier: str | None = None
     ignored: tuple[str, ...] = ()
 
 
@@ -58,11 +62,14 @@ def parse(body: bytes, limits: GatewaySettings) -> Parsed:
     tools, tools_bytes = read_tools(wire.tools or (), limits)
     response_format, format_bytes = read_response_format(wire.response_format, limits)
     is_stream, include_usage = _stream(wire)
+    band = Band.STANDARD if wire.service_tier is None else TIERS[wire.service_tier]
     return Parsed(
         model=wire.model,
         is_stream=is_stream,
         include_usage=include_usage,
         ignored=_ignored(wire),
+        band=band,
+        service_tier=None if wire.service_tier is None else ANSWERED_TIERS[band],
         chat=Chat(
             messages=messages,
             tools=tools,
@@ -86,9 +93,9 @@ def _check_promises(wire: ChatCompletionRequest) -> None:
             f'`modalities` must be ["text"]: the models answer in text; given {short(wire.modalities)}.',
             param="modalities",
         )
-    if wire.service_tier not in (None, "auto", "default"):
+    if wire.service_tier is not None and wire.service_tier not in TIERS:
         raise UnsupportedValue(
-            f'`service_tier` must be "auto" or "default": there is one tier; given {short(wire.service_tier)}.',
+            f"`service_tier` must be one of {', '.join(map(repr, TIERS))}; given {short(wire.service_tier)}.",
             param="service_tier",
         )
     if wire.store:

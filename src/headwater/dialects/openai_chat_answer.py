@@ -20,11 +20,15 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
-    """What every chunk and the whole body repeat. id: `chatcmpl-…`; created: whole seconds since the Unix epoch."""
+    """What every chunk and the whole body repeat. id: `chatcmpl-…`; created: whole seconds since the Unix epoch.
+
+    service_tier: the tier that served the request, None when none was asked for: then the field is left out.
+    """
 
     id: str
     created: int
     model: str
+    service_tier: str | None = None
 
 
 class StreamWriter:
@@ -35,9 +39,10 @@ class StreamWriter:
 
     def __init__(self, head: AnswerHead, include_usage: bool) -> None:
         """include_usage: every chunk carries `usage`, null until the one that `usage` renders."""
+        tier = b"" if head.service_tier is None else b'"service_tier":%s,' % _encode(head.service_tier)
         self._open = (
-            b'data: {"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,"choices":['
-            % (_encode(head.id), head.created, _encode(head.model))
+            b'data: {"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,%s"choices":['
+            % (_encode(head.id), head.created, _encode(head.model), tier)
         )  # fmt: skip
         self._close = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._text_end = b'},"logprobs":null,"finish_reason":null}]' + self._close
@@ -101,12 +106,14 @@ class AnswerCollector:
 
     def body(self, usage: Usage) -> bytes:
         """The `chat.completion` object. Raises ValueError when a choice has not finished: nothing is made up for it."""
+        tier = self._head.service_tier
         return _encode(
             {
                 "id": self._head.id,
                 "object": "chat.completion",
                 "created": self._head.created,
                 "model": self._head.model,
+                **({} if tier is None else {"service_tier": tier}),
                 "choices": [choice.rendered(index) for index, choice in enumerate(self._choices)],
                 "usage": usage_object(usage),
             }

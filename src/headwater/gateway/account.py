@@ -15,12 +15,14 @@ from headwater.errors import InvalidRequest, NotFound, UnsupportedField
 from headwater.gateway.cashier import Cashier
 from headwater.gateway.http import Answer, Scope
 from headwater.gateway.routing import ModelDirectory, Target
+from headwater.gateway.weights import Weights
 from headwater.ledger.caps import Counter
 from headwater.ledger.hours import UsageSums, read_usage
 from headwater.ledger.receipt import Receipt, for_caller, read_receipt
 from headwater.ledger.store import is_request_of, open_reader
 from headwater.money import format_nanos
 from headwater.request import Principal
+from headwater.scheduling.shares import WINDOW_S
 
 DAYS_DEFAULT = 30
 OWNER = "headwater"
@@ -49,6 +51,18 @@ class _BudgetWire(msgspec.Struct):
     resets_at: str | None
 
 
+class _PoolShareWire(msgspec.Struct):
+    pool: str
+    tokens: int
+    share: float | None
+
+
+class _FairnessWire(msgspec.Struct):
+    window_s: float
+    weight: int
+    pools: list[_PoolShareWire]
+
+
 class _UsageWire(msgspec.Struct):
     object: str
     key_id: str
@@ -60,6 +74,7 @@ class _UsageWire(msgspec.Struct):
     cost: str
     credit: str | None
     budgets: list[_BudgetWire]
+    fairness: _FairnessWire
     data: list[_ModelUsageWire]
 
 
@@ -67,8 +82,16 @@ class Account:
     """Handlers of the endpoints that need a key."""
 
     def __init__(
-        self, *, models: ModelDirectory, database: Path, cashier: Cashier, currency: str, clock: Clock
+        self,
+        *,
+        models: ModelDirectory,
+        database: Path,
+        cashier: Cashier,
+        weights: Weights,
+        currency: str,
+        clock: Clock,
     ) -> None:
+        self._weights = weights
         self._cashier = cashier
         self._models = models
         self._database = database
@@ -102,6 +125,7 @@ class Account:
             cost=format_nanos(sum(row.cost_nanos for row in rows)),
             credit=None if credit_nanos is None else format_nanos(credit_nanos),
             budgets=[_budget_wire(counter) for counter in await self._cashier.caps_of(principal)],
+            fairness=self._fairness(principal),
             data=[_usage_wire(row) for row in rows],
         )
         return Answer(msgspec.json.encode(wire))
@@ -114,6 +138,16 @@ class Account:
         if receipt is None:
             raise NotFound(f"There is no request {request_id[:100]!r} of this key's project.")
         return Answer(msgspec.json.encode(for_caller(receipt)))
+
+    def _fairness(self, principal: Principal) -> _FairnessWire:
+        """What the caller's organization was served of late by each pool it can call, as a part of all that was served."""
+        pools = {target.pool.name: target.pool for target in self._models.visible(principal)}
+        shares: list[_PoolShareWire] = []
+        for name, pool in sorted(pools.items()):
+            served = pool.shares()
+            own, everybody = served.get(principal.organization_id, 0), sum(served.values())
+            shares.append(_PoolShareWire(name, own, round(own / everybody, 4) if everybody else None))
+        return _FairnessWire(WINDOW_S, self._weights.organization(principal.organization_id), shares)
 
     def _read_receipt(self, request_id: str, project_id: str) -> Receipt | None:
         with contextlib.closing(open_reader(self._database)) as connection:

@@ -5,17 +5,24 @@ token is at least one byte, so a request whose bound fits surely fits; for one t
 count (about 3 ms) before anybody is refused.
 """
 
+import asyncio
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
-from headwater.errors import ContextLengthExceeded
+from headwater.errors import ContextLengthExceeded, EngineFailed, TimedOut
 from headwater.gateway.routing import Target
 from headwater.request import Chat
+
+log = structlog.get_logger()
 
 BYTES_PER_MESSAGE = 16
 TEMPLATE_BYTES = 512
 """Allowance for what a chat template adds around the messages: a default system prompt, tool instructions."""
+
+COUNT_TIMEOUT_S, COUNT_TRIES_MAX = 5.0, 2
+"""Counting takes about 3 ms. A replica that doesn't answer in this time hangs, which the controller will find; another is asked."""
 
 
 def input_tokens_bound(chat: Chat) -> int:
@@ -61,7 +68,7 @@ class Sized(NamedTuple):
 async def decide_output_cap(chat: Chat, target: Target, *, default_max: int) -> Sized:
     """The payload with its output cap decided; asks an own engine to count only when the cheap bound doesn't settle it.
 
-    Raises ContextLengthExceeded, and what asking can raise: NoReplica, EngineFailed, TimedOut.
+    Raises ContextLengthExceeded, NoReplica.
     """
     bound = input_tokens_bound(chat)
     context_tokens = target.context_tokens
@@ -82,8 +89,18 @@ async def decide_output_cap(chat: Chat, target: Target, *, default_max: int) -> 
 
 
 async def count_input(chat: Chat, target: Target) -> int | None:
-    """The prompt's tokens as an engine of ours counts them; None for somebody else's model, or an engine that can't."""
+    """The prompt's tokens as an engine of ours counts them; None for somebody else's model, or when no engine says in time.
+
+    Raises NoReplica.
+    """
     if not target.is_own:
         return None
-    member = await target.pool.any_member()
-    return await member.endpoint.count_input_tokens(chat)
+    await target.pool.any_member()
+    members = sorted(target.pool.members.values(), key=lambda member: member.free_count, reverse=True)
+    for member in members[:COUNT_TRIES_MAX]:
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT_S):
+                return await member.endpoint.count_input_tokens(chat)
+        except (EngineFailed, TimedOut, TimeoutError) as error:
+            log.warning("count_failed", replica=member.id, error=f"{type(error).__name__}: {error}")
+    return None

@@ -52,7 +52,7 @@ class Reservation:
     durable: of a stream's, resolves when its row is on the disk; is_durable: that has been waited for.
     """
 
-    __slots__ = ("durable", "has_marks", "hold", "is_durable", "marked_s", "marked_tokens", "price", "row")
+    __slots__ = ("durable", "has_marks", "hold", "is_durable", "price", "row")
 
     def __init__(
         self, hold: Hold, row: ReservationRow, price: Price | None, durable: "asyncio.Future[None] | None"
@@ -63,8 +63,6 @@ class Reservation:
         self.durable = durable
         self.is_durable = False
         self.has_marks = False
-        self.marked_s = 0.0
-        self.marked_tokens = 0
 
 
 class Closed(NamedTuple):

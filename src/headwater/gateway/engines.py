@@ -3,22 +3,32 @@
 A credential goes to the configured origin only: redirects are answers like any other, and never followed.
 """
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
+import structlog
 
 from headwater.engines import llamacpp, openai
 from headwater.errors import EngineFailed, InvalidRequest, Overloaded, PlatformError, TimedOut
 from headwater.gateway.http_client import ConnectionBroken, ConnectTimedOut, HttpClient, Origin, Response, origin_of
+from headwater.gateway.leading import LeadingResponse, uninterrupted
+from headwater.gateway.prefixes import Copy
 from headwater.gateway.slots import Slot
 from headwater.ids import REQUEST, new_id
 from headwater.replica import ReplicaEndpoint
 from headwater.request import Chat
+from headwater.scheduling.retries import BROKEN, BUSY, CONNECT, REFUSED, SERVER, WRONG
+
+log = structlog.get_logger()
 
 ERROR_BODY_BYTES_MAX = 16 * 1024
 ERROR_MESSAGE_CHARACTERS_MAX = 400
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+"""`Retry-After` as providers send it; its other form, a date, they don't."""
 ANSWER_BYTES_MAX = 64 * 2**20
 """Bound of what an engine answers to a question about a prompt: its text, its tokens."""
 
@@ -113,9 +123,43 @@ class ReplicaEngine:
         slot: Slot,
         is_prefix_reusable: bool,
     ) -> Response:
-        """See Engine."""
-        body = llamacpp.encode(chat, slot=slot.number, is_prefix_reusable=is_prefix_reusable)
-        return await _post(self._client, "/v1/chat/completions", body, request_id=attempt_id, name=self._name)
+        """See Engine. A saved state meant for the slot is restored first; a reading that others may wait for can be cut."""
+        if slot.copy is not None:
+            is_prefix_reusable = await self._restore(slot, slot.copy) or is_prefix_reusable
+
+        async def call() -> Response:
+            body = llamacpp.encode(
+                chat, slot=slot.number, is_prefix_reusable=is_prefix_reusable and not slot.is_unknown
+            )
+            return await _post(self._client, "/v1/chat/completions", body, request_id=attempt_id, name=self._name)
+
+        reading = slot.reading
+        if reading is None:
+            return await call()
+        first = await call()
+        is_prefix_reusable = True  # when it is called again, what is in the slot is its own
+        return LeadingResponse(first, slot, reading, save=partial(self._save, slot.number), reopen=call)
+
+    async def _save(self, slot_number: int, name: str) -> llamacpp.SavedWire:
+        answer = await self._ask(f"/slots/{slot_number}?action=save", llamacpp.encode_state_file(name))
+        return llamacpp.decode_saved(answer)
+
+    async def _restore(self, slot: Slot, copy: Copy) -> bool:
+        """Put a saved state into a slot; False when that failed, and then the slot holds nothing."""
+        assert slot.prefixes is not None, "only a replica's slots have copies"
+        try:
+            path = f"/slots/{slot.number}?action=restore"
+            await uninterrupted(slot, self._ask(path, llamacpp.encode_state_file(copy.name)))
+        except (PlatformError, TimeoutError) as error:
+            slot.prefixes.counts.failed += 1
+            slot.prefixes.forget(copy)
+            log.warning("prefix_not_restored", replica=self.replica_id, slot=slot.number, reason=str(error))
+            return False
+        else:
+            slot.prefixes.counts.restored += 1
+            return True
+        finally:
+            slot.prefixes.restored(slot)
 
     async def count_input_tokens(self, chat: Chat) -> int | None:
         """Ask the engine to lay out the prompt with its template and count; about 3 ms."""
@@ -142,11 +186,11 @@ async def _post(client: HttpClient, path: str, body: bytes, *, request_id: str, 
     try:
         response = await client.post(path, body, request_id=request_id)
     except ConnectTimedOut as error:
-        raise TimedOut(f"No connection to the {name}: {error}.") from error
+        raise TimedOut(f"No connection to the {name}: {error}.", fault=CONNECT) from error
     except ConnectionBroken as error:
-        raise EngineFailed(f"The {name} broke off before it answered: {error}.") from error
+        raise EngineFailed(f"The {name} broke off before it answered: {error}.", fault=BROKEN) from error
     except OSError as error:
-        raise EngineFailed(f"The {name} can't be reached ({type(error).__name__}).") from error
+        raise EngineFailed(f"The {name} can't be reached ({type(error).__name__}).", fault=CONNECT) from error
     if response.status == 200:
         return response
     try:
@@ -178,9 +222,15 @@ def refusal(status: int, body: bytes, retry_after: str | None, name: str) -> Pla
         except (msgspec.DecodeError, UnicodeDecodeError):
             message = ""
         return InvalidRequest(
-            f"The engine refused the request: {message or 'it gave no reason'}.", code="engine_refused"
+            f"The engine refused the request: {message or 'it gave no reason'}.", code="engine_refused", fault=WRONG
         )
     if status in (429, 503):
-        seconds = float(retry_after) if retry_after is not None and retry_after.isdecimal() else 5.0
-        return Overloaded(f"The {name} is overloaded (it answered {status}).", retry_after_s=min(seconds, 3600.0))
-    return EngineFailed(f"The {name} answered with status {status}.")
+        wish_s = None if retry_after is None or not _SECONDS.fullmatch(retry_after) else float(retry_after)
+        # A 429 that doesn't say for how long, such as one model's quota, says nothing about the whole upstream.
+        fault = BUSY if wish_s is not None else SERVER if status == 503 else REFUSED
+        return Overloaded(
+            f"The {name} is overloaded (it answered {status}).",
+            retry_after_s=min(5.0 if wish_s is None else wish_s, 3600.0),
+            fault=fault,
+        )
+    return EngineFailed(f"The {name} answered with status {status}.", fault=SERVER if status >= 500 else REFUSED)

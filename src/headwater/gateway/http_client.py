@@ -309,6 +309,9 @@ class HttpClient:
         if connection.is_reusable and connection.error is None and self._keep_alive:
             connection.idle_since_s = self._loop.time()
             self._idle.append(connection)
+            # The last one back is taken first, so what a burst left lies at the front: too old to be used, not closed by all.
+            if self._idle[0].idle_since_s < connection.idle_since_s - KEEP_ALIVE_S:
+                self._idle.pop(0).close()
         else:
             connection.close()
 

@@ -14,36 +14,26 @@ from typing import Any, NamedTuple
 import structlog
 
 from headwater.clock import Clock
-from headwater.engines.openai_stream import OpenAIStreamDecoder
-from headwater.engines.tool_calls import ToolCallRepair
-from headwater.errors import Draining, EngineFailed, LedgerUnavailable, Overloaded, PlatformError, TimedOut
-from headwater.events import Event, Failed
-from headwater.gateway.admission import decide_output_cap
+from headwater.errors import Draining, LedgerUnavailable, Overloaded, PlatformError, TimedOut
 from headwater.gateway.attempt import Attempt
+from headwater.gateway.calling import Caller
 from headwater.gateway.cashier import Cashier, Reservation
 from headwater.gateway.deadline import Deadline
-from headwater.gateway.engines import Engine
-from headwater.gateway.http_client import ConnectionBroken, Response
-from headwater.gateway.pool import Lease
+from headwater.gateway.limits import Held, RateLimiter
+from headwater.gateway.relay import Course
 from headwater.gateway.routing import Target
 from headwater.gateway.settle import Settler
 from headwater.gateway.sinks import Sink
-from headwater.gateway.slots import prefix_chain
-from headwater.gateway.stop import LiveRequests, Stop, Stopped, watch_disconnect
+from headwater.gateway.stop import LiveRequests, Stopped, watch_disconnect
 from headwater.gateway.telemetry import Telemetry
-from headwater.ids import new_id
+from headwater.gateway.weights import Weights
 from headwater.ledger.charge import is_void, request_cost_nanos
 from headwater.ledger.rows import Settlement, StoredAnswer, UsageRow
 from headwater.money import Price
-from headwater.request import Chat, Request
+from headwater.request import Request
 from headwater.usage import NO_USAGE, Outcome, weakest
 
 log = structlog.get_logger()
-
-TAIL_TIMEOUT_S = 5.0
-"""After the engine's terminal event only its closing usage may still come; it is not waited for longer than this."""
-MARK_S, MARK_TOKENS = 1.0, 256
-"""A stream under way is marked in the books this often, whichever comes first: a crash loses no more than that."""
 
 
 class LifeContext(NamedTuple):
@@ -51,8 +41,10 @@ class LifeContext(NamedTuple):
 
     clock: Clock
     cashier: Cashier
+    limits: RateLimiter
     settler: Settler
     telemetry: Telemetry
+    weights: Weights
     live: LiveRequests
     concurrent_max: int
     output_default_max: int
@@ -78,12 +70,12 @@ class Life:
         self.request = request
         self._keep = keep
         self._reservation: Reservation | None = None
+        self._held: Held | None = None
         self._target = target
         self._context = context
-        self._stop = Stop()
-        self._attempts: list[Attempt] = []
-        self._queue_s = 0.0
-        self._ttft_s: float | None = None
+        self._course = Course(request, context.cashier, context.clock, context.weights)
+        self._stop = self._course.stop
+        self._attempts = self._course.attempts
 
     async def run(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], sink: Sink) -> None:
         """Serve the request to its last byte; whatever happens, it is settled."""
@@ -136,8 +128,11 @@ class Life:
                 f"{len(context.live) - 1} requests are being served; at most {context.concurrent_max} may be.",
                 retry_after_s=target.pool.place_expected_s(),
             )
-        target.pool.check(request.payload.choices_count)
-        sized = await decide_output_cap(request.payload, target, default_max=context.output_default_max)
+        caller = Caller(target, self._course, context.telemetry, output_default_max=context.output_default_max)
+        caller.check()
+        sized = await caller.size()
+        if context.limits.limits:
+            sized, self._held = await context.limits.admit(request, target, sized, sink.headers)
         wanted = sized.chat.output_tokens_max
         sized, self._reservation = await context.cashier.reserve(request, target, sized)
         chat = sized.chat
@@ -145,143 +140,9 @@ class Life:
             sink.headers.append((b"x-headwater-output-cap", b"%d; reason=budget" % (chat.output_tokens_max or 0)))
         if request.is_stream:
             sink.headers += context.cashier.remaining_headers(request)
-        prefix = prefix_chain(chat) if target.is_own else ()
-        if chat.choices_count == 1:
-            await self._attempt(0, chat, prefix, sink)
-        else:
-            await self._attempts_at_once(chat, prefix, sink)
-
-    async def _attempts_at_once(self, chat: Chat, prefix: tuple[int, ...], sink: Sink) -> None:
-        """n choices are n calls, each with a place of its own; the first failure ends them all."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for choice in range(chat.choices_count):
-                    group.create_task(self._attempt(choice, chat.for_choice(choice), prefix, sink))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
-
-    # -- steps 7 to 10: queue, replica and slot, encode, relay -------------------------------------------------------
-
-    async def _attempt(self, choice: int, chat: Chat, prefix: tuple[int, ...], sink: Sink) -> None:
-        clock, pool = self._context.clock, self._target.pool
-        queued_s = clock.monotonic_s()
-        attempt = Attempt(choice, self._target.name, chat, queued_at_s=clock.now_s())
-        lease = await pool.lease(self.request.principal.organization_id, prefix)
-        started_s = clock.monotonic_s()
-        self._queue_s = max(self._queue_s, started_s - queued_s)
-        attempt.started_at_s, attempt.replica_id = clock.now_s(), lease.member.endpoint.replica_id
-        self._attempts.append(attempt)
-        try:
-            await self._relay(attempt, lease, chat, sink)
-        except PlatformError as error:
-            attempt.error_code = error.code
-            raise
-        finally:
-            attempt.duration_s = clock.monotonic_s() - started_s
-            pool.release(lease, prefix=prefix)
-
-    async def _relay(self, attempt: Attempt, lease: Lease[Engine], chat: Chat, sink: Sink) -> None:
-        """Call the engine and pass its events on until its answer is complete."""
-        timeouts = self._target.timeouts
-        response: Response | None = None
-
-        def silent() -> None:
-            if attempt.is_finished and response is not None:
-                response.close()  # only the closing usage is missing: the answer is complete without it
-            else:
-                kind = "idle" if attempt.has_started else "first-byte"
-                self._stop.press("timeout", TimedOut(f"The engine was silent for longer than the {kind} time-out."))
-
-        silence = Deadline(asyncio.get_running_loop(), timeouts.first_byte_s, silent)
-        silence.start()
-        decoder = OpenAIStreamDecoder()
-        repair = self._repair(chat)
-        try:
-            response = await lease.member.endpoint.open(
-                chat,
-                model=self._target.engine_model,
-                attempt_id=attempt.id,
-                slot=lease.slot,
-                is_prefix_reusable=lease.is_prefix_reusable,
-            )
-            while data := await response.read():
-                events = decoder.feed(data)
-                if events:  # bytes that say nothing, such as keep-alive comments, are silence too
-                    is_tail = attempt.is_finished  # which has one time-out in all, whatever else is said in it
-                    if not is_tail:
-                        silence.clear()
-                    await self._take(attempt, events, repair, sink)
-                    if not is_tail:
-                        silence.start(TAIL_TIMEOUT_S if attempt.is_finished else timeouts.idle_s)
-                if decoder.is_done:
-                    response.finish()
-                    break
-            if repair is not None:
-                await sink.take(attempt.choice, repair.finish())
-        except ConnectionBroken as error:
-            if not attempt.is_finished:
-                raise EngineFailed(f"The engine broke off in the middle of its answer: {error}.") from error
-        finally:
-            silence.close()
-            if response is not None:
-                response.close()
-            attempt.lying_report = decoder.lying_report
-            if decoder.bad_lines_count or decoder.lying_reports_count:
-                self._context.telemetry.bad_lines.inc(decoder.bad_lines_count)
-                log.warning(
-                    "upstream_misbehaved",
-                    request_id=self.request.id,
-                    attempt=attempt.id,
-                    target=attempt.target,
-                    bad_lines_count=decoder.bad_lines_count,
-                    lying_reports_count=decoder.lying_reports_count,
-                )
-        if not attempt.is_finished:
-            raise EngineFailed("The engine ended its answer without saying that it was complete.")
-
-    async def _take(self, attempt: Attempt, events: list[Event], repair: ToolCallRepair | None, sink: Sink) -> None:
-        failure: PlatformError | None = None
-        for event in events:
-            attempt.observe(event)
-            if isinstance(event, Failed) and not attempt.is_finished:  # no failure undoes a fixed outcome
-                failure = event.error
-        if attempt.is_runaway:
-            failure = EngineFailed("The engine went on far beyond the output cap it was given; it was cut off.")
-        if failure is None and attempt.is_finished and self._is_complete():
-            self._stop.disarm()  # the outcome is fixed: a client that leaves from here on is still `ok`
-        if repair is not None:
-            events = [out for event in events for out in repair.feed(event)]
-        if self.request.is_stream:
-            reservation = self._reservation
-            assert reservation is not None, "a request is admitted before it is answered"
-            if not reservation.is_durable and reservation.durable is not None:  # on the disk before any content
-                await asyncio.shield(reservation.durable)
-                reservation.is_durable = True
-            self._mark_if_due(reservation)
-        had_content = sink.has_content
-        await sink.take(attempt.choice, events)
-        if sink.has_content and not had_content:
-            self._ttft_s = self._context.clock.monotonic_s() - self.request.received_monotonic_s
-        if failure is not None:
-            raise failure
-
-    def _mark_if_due(self, reservation: Reservation) -> None:
-        """Write how far a stream has come, every so often after its first content."""
-        now_s = self._context.clock.monotonic_s()
-        counted = sum([attempt.counted for attempt in self._attempts])
-        if not reservation.marked_s:
-            reservation.marked_s = now_s
-        elif now_s >= reservation.marked_s + MARK_S or counted >= reservation.marked_tokens + MARK_TOKENS:
-            reservation.marked_s, reservation.marked_tokens = now_s, counted
-            self._context.cashier.mark(reservation, self._attempts)
-
-    def _repair(self, chat: Chat) -> ToolCallRepair | None:
-        """Our own engines' small models write tool calls as text; an upstream's parser is its own business."""
-        if not self._target.is_own or not chat.tools or chat.tool_choice.mode == "none":
-            return None
-        return ToolCallRepair(
-            chat.tools, chat.tool_choice, lambda: new_id("call_"), is_parallel=chat.is_parallel_tool_calls is not False
-        )
+        self._course.reservation = self._reservation
+        # Steps 7 to 10: queue, replica and slot, encode, relay.
+        await caller.answer(sized, sink)
 
     # -- steps 11 and 12: settle, last byte --------------------------------------------------------------------------
 
@@ -307,6 +168,10 @@ class Life:
             return
         if not self.request.is_stream:
             sink.headers += context.cashier.remaining_headers(self.request)
+        if self._held is not None:
+            self._held.grant.give_back()  # of what ended without a record
+            if not self.request.is_stream:
+                sink.headers += context.limits.headers(self.request)
         if error is not None:
             await sink.fail(error)
         elif settlement is not None:
@@ -324,8 +189,9 @@ class Life:
         """What the books are to have of this request; its money is settled in memory by this. Call once."""
         request, context, reservation = self.request, self._context, self._reservation
         received_ms = int(request.received_at_s * 1000)
-        cost = self._cost(received_ms)
-        rows = tuple([attempt.row(request.id, ending.outcome, cost) for attempt in self._attempts])
+        rows = tuple(
+            [attempt.row(request.id, ending.outcome, self._cost(attempt, received_ms)) for attempt in self._attempts]
+        )
         usages = [row.usage for row in rows]
         usage = usages[0] if len(usages) == 1 else sum(usages, NO_USAGE)
         price = self._price()
@@ -340,6 +206,8 @@ class Life:
             service_tier=request.service_tier,
         )
         was_void = not rows or is_void(ending.outcome, is_stream=request.is_stream)
+        if self._held is not None:
+            context.limits.settle(self._held, ending.outcome, rows)
         closed = context.cashier.close(reservation, cost_nanos, is_void=was_void)
         flags = [*closed.flags]
         if price is None:
@@ -363,8 +231,8 @@ class Life:
             price_id=None if price is None else price.id,
             cost_nanos=None if price is None else closed.charge_nanos,
             received_at_ms=received_ms,
-            queue_ms=int(self._queue_s * 1000),
-            ttft_ms=None if self._ttft_s is None else math.ceil(self._ttft_s * 1000),
+            queue_ms=int(self._course.queue_s * 1000),
+            ttft_ms=None if (ttft_s := self._course.ttft_s) is None else math.ceil(ttft_s * 1000),
             duration_ms=math.ceil((context.clock.monotonic_s() - request.received_monotonic_s) * 1000),
             service_tier=request.service_tier,
             tags=" ".join(request.tags) or None,
@@ -389,19 +257,14 @@ class Life:
             return self._reservation.price
         return self._context.cashier.price(self.request, self._target)
 
-    def _cost(self, received_ms: int) -> Price | None:
-        """What the upstream takes for the model; our own engines take nothing."""
-        if self._target.is_own:
+    def _cost(self, attempt: Attempt, received_ms: int) -> Price | None:
+        """What the upstream that was called takes for the model; our own engines take nothing."""
+        if attempt.is_own:
             return None
-        return self._context.cashier.prices.current(self._target.name, received_ms, kind="cost")
+        return self._context.cashier.prices.current(attempt.target, received_ms, kind="cost")
 
     def _out_of_time(self) -> None:
         self._stop.press("timeout", TimedOut("The request ran into its total time-out."))
-
-    def _is_complete(self) -> bool:
-        """Whether every choice has read its engine's terminal event."""
-        finished = sum(attempt.is_finished for attempt in self._attempts)
-        return finished == self.request.payload.choices_count
 
 
 def _outcome_of(error: PlatformError, *, has_attempts: bool) -> Outcome:

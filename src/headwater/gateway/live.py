@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from headwater.gateway.auth import Authenticator
 from headwater.gateway.cashier import Cashier
 from headwater.gateway.idempotency import Idempotency
+from headwater.gateway.limits import RateLimiter
+from headwater.gateway.weights import Weights
+from headwater.ledger.limit_store import LimitRow
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.store import PriceVersion
 from headwater.ledger.wallet import Lot
@@ -16,10 +19,19 @@ from headwater.ledger.wallet import Lot
 class LiveBooks:
     """The running gateway as the administration sees it."""
 
-    def __init__(self, authenticator: Authenticator, cashier: Cashier, idempotency: Idempotency) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        cashier: Cashier,
+        idempotency: Idempotency,
+        limits: RateLimiter,
+        weights: Weights,
+    ) -> None:
         self._authenticator = authenticator
         self._idempotency = idempotency
         self._cashier = cashier
+        self._limits = limits
+        self._weights = weights
 
     def forget_key(self, key_hash: bytes) -> None:
         """A key was changed or revoked: the next request with it reads the store again."""
@@ -48,6 +60,22 @@ class LiveBooks:
     def drop_budget(self, terms: BudgetTerms) -> None:
         """A budget is archived."""
         self._cashier.drop_budget(terms)
+
+    def set_limit(self, limit: LimitRow) -> None:
+        """A rate limit exists, or limits otherwise now."""
+        self._limits.set_limit(limit)
+
+    def drop_limit(self, limit: LimitRow) -> None:
+        """A rate limit is lifted."""
+        self._limits.drop_limit(limit)
+
+    def weigh_organization(self, organization_id: str, weight: int) -> None:
+        """An organization has another weight."""
+        self._weights.set_organization(organization_id, weight)
+
+    def weigh_key(self, key_id: str, weight: int) -> None:
+        """A key has another weight."""
+        self._weights.set_key(key_id, weight)
 
     def set_prices(self, versions: Sequence[PriceVersion]) -> None:
         """Prices or costs changed; versions: all there are."""

@@ -1,103 +1,201 @@
-"""Steps 7 and 8: the queue in front of a model, and the choice of replica and slot.
+"""Step 7: the queue in front of a model, with late binding: a request waits here, not in an engine, and gets its place
+the moment one is free.
 
-First come, first served, with late binding: a request waits here, not in an engine, and gets its place the moment one
-is free. The queue is bounded; a full one refuses at once and says when it is worth coming back.
+Whose turn it is decides `scheduling.fair_queue`, where it goes `placing`; this module keeps the waiting tasks, their
+deadlines and the replicas that come and go. A place that is free while nobody waits is given at once, without a queue.
+The queue is bounded; who could not be served in time is refused at once and told when it is worth coming back.
 """
 
 import asyncio
+import heapq
 import math
-from collections import deque
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic
 
-from headwater.errors import NoReplica, Overloaded
-from headwater.gateway.slots import Slot, best_slot, shared_count
-from headwater.replica import ReplicaState, ReplicaStatus
+from headwater.errors import NoReplica, Overloaded, TimedOut
+from headwater.gateway.placing import EndpointT, Member, Place, Placing
+from headwater.gateway.prefixes import SharingCounts
+from headwater.gateway.slots import Slot
+from headwater.replica import ReplicaStatus
+from headwater.scheduling.estimate import running_mean, wait_s
+from headwater.scheduling.fair_queue import Ask, FairQueue, Ticket
 
-MEAN_WEIGHT = 0.2
-"""Weight of the newest service time in the running mean."""
+__all__ = ["CHARGE_TOKENS", "Ask", "Lease", "Member", "Place", "Pool"]
 
-EndpointT = TypeVar("EndpointT")
-
-
-class Member(Generic[EndpointT]):
-    """One replica (or the upstream) of a pool, with its places. An upstream's places are not slots we know: is_slotted false."""
-
-    __slots__ = ("endpoint", "free_count", "id", "places_count", "slots")
-
-    def __init__(self, member_id: str, endpoint: EndpointT, places_count: int, *, is_slotted: bool) -> None:
-        self.id = member_id
-        self.endpoint = endpoint
-        self.places_count = places_count
-        self.free_count = places_count
-        self.slots = [Slot(number) for number in range(places_count)] if is_slotted else []
-
-    def take(self, organization_id: str, prefix: tuple[int, ...]) -> tuple[Slot, bool]:
-        """Occupy a free place; returns its slot and whether the tokens cached there may be used."""
-        self.free_count -= 1
-        slot = best_slot(self.slots, organization_id, prefix) or Slot(0)
-        is_prefix_reusable = slot.owner in (None, organization_id)
-        slot.is_busy, slot.owner = True, organization_id
-        return slot, is_prefix_reusable
-
-    def warmth(self, organization_id: str, prefix: tuple[int, ...]) -> int:
-        """How many first messages some free slot has already read for this organization."""
-        slot = best_slot(self.slots, organization_id, prefix)
-        return shared_count(slot.prefix, prefix) if slot is not None and slot.owner == organization_id else 0
+CHARGE_TOKENS = 16
+"""Output is charged whenever so many more tokens have been made, and at the end."""
+RETRY_AFTER_S_MAX = 3600.0
 
 
-class Lease(NamedTuple, Generic[EndpointT]):
+class Lease(Generic[EndpointT]):
     """A place held by one attempt until `Pool.release`."""
 
-    member: Member[EndpointT]
-    slot: Slot
-    is_prefix_reusable: bool
-    granted_s: float
+    __slots__ = ("_queue", "granted_s", "place", "ticket")
 
+    def __init__(
+        self, place: Place[EndpointT], ticket: Ticket, granted_s: float, queue: FairQueue[Place[EndpointT]]
+    ) -> None:
+        self.place = place
+        self.ticket = ticket
+        self.granted_s = granted_s
+        self._queue = queue
 
-class _Waiter(NamedTuple, Generic[EndpointT]):
-    organization_id: str
-    prefix: tuple[int, ...]
-    granted: "asyncio.Future[Lease[EndpointT]]"
+    @property
+    def member(self) -> Member[EndpointT]:
+        """The replica or upstream."""
+        return self.place.member
+
+    @property
+    def slot(self) -> Slot:
+        """The slot on it; of an upstream one that means nothing."""
+        return self.place.slot
+
+    @property
+    def is_prefix_reusable(self) -> bool:
+        """Whether the tokens cached in the slot may be used: nobody's, or the same organization's."""
+        return self.place.is_prefix_reusable
+
+    @property
+    def warm_tokens(self) -> int:
+        """About how many input tokens need not be read again."""
+        return self.place.warm_tokens
+
+    @property
+    def charged_tokens(self) -> int:
+        """Output charged so far."""
+        return self.ticket.output_charged
+
+    def charge(self, output_tokens: int) -> None:
+        """Output made so far, in all; to be called every CHARGE_TOKENS. The end is charged by `Pool.release`."""
+        self._queue.charge(self.ticket, output_tokens)
 
 
 class Pool(Generic[EndpointT]):
     """All places of one deployment or upstream. Owned by the event loop's thread."""
 
-    def __init__(self, name: str, *, queued_max: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        queued_max: int,
+        queue: FairQueue[Place[EndpointT]] | None = None,
+        placing: Placing[EndpointT] | None = None,
+        is_slot_kept: bool = False,
+    ) -> None:
+        """is_slot_kept: the first slot of each replica is kept for organizations of the last minute that have nothing waiting.
+
+        Slots of one engine share one processor, so an empty one costs little; and engines read prompts in the order of slots,
+        so whoever gets the first one is read next, whatever stands in the others.
+        """
         self.name = name
         self.queued_max = queued_max
+        self.is_slot_kept = is_slot_kept
         self.members: dict[str, Member[EndpointT]] = {}
         self.statuses: list[ReplicaStatus] = []
         self.service_mean_s: float | None = None
-        self._waiters: deque[_Waiter[EndpointT]] = deque()
-        self._clock = asyncio.get_running_loop().time
-        self._tick = 0
+        self.placing = placing or Placing[EndpointT]()
+        self.sharing = SharingCounts()
+        self._queue = queue or FairQueue[Place[EndpointT]]()
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         self._member_came = asyncio.Event()
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what can be known of it -------------------------------------------------------------------------------------
 
     @property
     def queued_count(self) -> int:
         """Attempts waiting for a place."""
-        return len(self._waiters)
+        return self._queue.waiting_count
+
+    @property
+    def places_count(self) -> int:
+        """Places of all members, free or not."""
+        return sum([member.places_count for member in self.members.values()])
+
+    @property
+    def free_count(self) -> int:
+        """Places that are free."""
+        return sum([member.free_count for member in self.members.values()])
 
     @property
     def busy_count(self) -> int:
         """Places taken."""
-        return sum(member.places_count - member.free_count for member in self.members.values())
+        return self.places_count - self.free_count
 
-    def check(self, places_count: int) -> None:
-        """Refuse now what could not be served: raises NoReplica when no replica is coming, Overloaded when the queue is full."""
-        self._require_replica()
-        free = sum(member.free_count for member in self.members.values())
-        if len(self._waiters) + max(0, places_count - free) > self.queued_max:
-            raise Overloaded(
-                f"The queue of {self.name!r} is full: {len(self._waiters)} wait, at most {self.queued_max} may.",
-                retry_after_s=self.place_expected_s(),
-            )
+    @property
+    def fairness_gap(self) -> float:
+        """How far apart those are who wait: virtual tokens between the least and the most served for its weight."""
+        return self._queue.gap()
+
+    def shares(self) -> dict[str, int]:
+        """Tokens served by organization in the last minute: input that was read, and output."""
+        return self._queue.shares.tokens(self._clock())
+
+    def expected_wait_s(self, ask: Ask) -> float:
+        """Seconds until this ask would have a place, if it came now and nobody after it; 0 when nothing is known yet."""
+        if not self._queue.waiting_count and self.free_count:
+            return 0.0
+        return wait_s(self._queue.asks_ahead(ask), places_count=self.places_count, service_mean_s=self.service_mean_s)
 
     def place_expected_s(self) -> float:
         """Seconds until a place in the queue is likely to come free: one service time over the places there are."""
-        places = sum(member.places_count for member in self.members.values()) or 1
-        return max(1.0, math.ceil((self.service_mean_s or 1.0) / places))
+        return max(1.0, math.ceil(wait_s(0, places_count=self.places_count, service_mean_s=self.service_mean_s or 1.0)))
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def check(self, places_count: int, ask: Ask | None = None) -> None:
+        """Refuse now what could not be served, before anything else is done for it.
+
+        places_count: how many attempts would come. ask: the first of them; None: only bounds in all are looked at.
+        Raises NoReplica when no replica is coming; Overloaded when the queue is full and the organization has its part of it,
+        or when the place would come after the deadline. Of a full queue the last of whoever waits most for its weight is sent
+        away for an organization that waits for less.
+        """
+        if not self.members:
+            self._require_replica()
+        queue = self._queue
+        free = self.free_count
+        if free >= places_count and not queue.waiting_count:
+            return
+        more = places_count if queue.waiting_count else places_count - free
+        excess = queue.waiting_count + max(0, places_count - free) - self.queued_max
+        if excess > 0 and not (ask is not None and self._evict(ask, excess)):
+            raise Overloaded(
+                f"The queue of {self.name!r} is full: {queue.waiting_count} wait, at most {self.queued_max} may.",
+                retry_after_s=self.place_expected_s(),
+            )
+        if ask is not None and more > 0 and ask.deadline_s != math.inf:
+            self._refuse_if_hopeless(ask)
+
+    def _refuse_if_hopeless(self, ask: Ask) -> None:
+        left_s = ask.deadline_s - self._clock()
+        expected_s = self.expected_wait_s(ask)
+        if expected_s <= left_s:
+            return
+        # With half of its time to wait it would be served, when what is ahead of it now has gone down so far.
+        after_s = min(RETRY_AFTER_S_MAX, max(1.0, math.ceil(expected_s - max(0.0, left_s) / 2)))
+        raise Overloaded(
+            f"A place at {self.name!r} would come free in about {expected_s:.0f} s; this request may only wait "
+            f"{max(0.0, left_s):.0f} s.",
+            retry_after_s=after_s,
+        )
+
+    def _evict(self, ask: Ask, count: int) -> bool:
+        """Make room for `count` asks; False when nobody has to make room."""
+        for _ in range(count):
+            ticket = self._queue.evictable(ask)
+            if ticket is None:
+                return False
+            self._queue.remove(ticket)
+            self._refuse(
+                ticket,
+                Overloaded(
+                    f"The queue of {self.name!r} is full, and others who wait have less of it.",
+                    retry_after_s=self.place_expected_s(),
+                ),
+            )
+        return True
 
     async def any_member(self) -> Member[EndpointT]:
         """A ready replica, for questions that need no place; waits while one is starting. Raises NoReplica."""
@@ -107,42 +205,102 @@ class Pool(Generic[EndpointT]):
             await self._member_came.wait()
         return max(self.members.values(), key=lambda member: member.free_count)
 
-    async def lease(self, organization_id: str, prefix: tuple[int, ...]) -> Lease[EndpointT]:
-        """A place, at once or when it is this attempt's turn. Raises NoReplica if the last replica failed or fails meanwhile."""
-        if not self._waiters:
-            lease = self._take(organization_id, prefix)
-            if lease is not None:
-                return lease
+    async def lease(self, ask: Ask) -> Lease[EndpointT]:
+        """A place, at once or when it is this ask's turn.
+
+        Raises NoReplica if the last replica failed or fails meanwhile, TimedOut when the deadline passes, Overloaded when a
+        full queue is shared anew.
+        """
+        queue = self._queue
+        if not queue.waiting_count:
+            place = self._find_place(ask)
+            if place is not None:
+                return Lease(place, queue.admit(ask, place.warm_tokens), self._clock(), queue)
         self._require_replica()
-        waiter = _Waiter(organization_id, prefix, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        waiter: asyncio.Future[Lease[EndpointT]] = self._loop.create_future()
+        ticket = queue.put(ask, waiter)
+        if ask.deadline_s != math.inf:
+            self._watch(ticket)
+        if self.free_count:  # who waits may be waiting for something else than a place
+            self.serve_waiting()
         try:
-            return await waiter.granted
+            return await waiter
         except asyncio.CancelledError:
-            if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
-                self.release(waiter.granted.result())  # granted in the very moment it was given up
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.give_back(waiter.result())  # granted in the very moment it was given up
+            else:
+                queue.remove(ticket)
             raise
 
-    def release(self, lease: Lease[EndpointT], *, prefix: tuple[int, ...] = ()) -> None:
-        """Give a place back; prefix: what the slot's cache holds now, empty when that is unknown."""
-        slot = lease.slot
-        slot.is_busy = False
-        slot.prefix = prefix
-        lease.member.free_count += 1
-        self._tick += 1
-        slot.last_used = self._tick
-        took_s = self._clock() - lease.granted_s
-        mean_s = self.service_mean_s
-        self.service_mean_s = took_s if mean_s is None else mean_s + MEAN_WEIGHT * (took_s - mean_s)
-        self._serve_waiters()
+    # -- giving back and serving -------------------------------------------------------------------------------------
+
+    def release(
+        self,
+        lease: Lease[EndpointT],
+        *,
+        prefix: tuple[int, ...] = (),
+        input_tokens: int | None = None,
+        output_tokens: int = 0,
+    ) -> None:
+        """Give a place back and say what it was used for.
+
+        prefix: what the slot's cache holds now, empty when that is unknown. input_tokens: read in truth, without what was
+        cached; None when nobody knows. output_tokens: made in all.
+        """
+        now_s = self._clock()
+        self.service_mean_s = running_mean(self.service_mean_s, now_s - lease.granted_s)
+        self._queue.shares.advance(now_s)
+        self._queue.finish(lease.ticket, input_tokens=input_tokens, output_tokens=output_tokens)
+        self.placing.release(lease.place, prefix)
+        if self._queue.waiting_count:
+            self.serve_waiting()
+
+    def give_back(self, lease: Lease[EndpointT]) -> None:
+        """Give a place back whose engine was never called: it cost nothing, and the slot's cache is as it was."""
+        self._queue.finish(lease.ticket, input_tokens=0, output_tokens=0)
+        self.placing.give_back(lease.place)
+        self.serve_waiting()
+
+    def serve_waiting(self) -> None:
+        """Give free places to whoever may have one now. To be called when something changed that placing looks at."""
+        queue = self._queue
+        while queue.waiting_count and self.free_count:
+            taken = queue.take(self._place, self._warmth)
+            if taken is None:
+                return
+            ticket, place = taken
+            ticket.waiter.set_result(Lease(place, ticket, self._clock(), queue))
+
+    def _place(self, ticket: Ticket) -> Place[EndpointT] | None:
+        if ticket.waiter.done():  # given up; its task takes it out when it runs
+            return None
+        return self._find_place(ticket.ask)
+
+    def _find_place(self, ask: Ask) -> Place[EndpointT] | None:
+        if not self.is_slot_kept or not self._queue.should_keep(ask.organization_id, is_idle=not self.busy_count):
+            return self.placing.place(ask, self.members)
+        kept = [one for one in self.members.values() if len(one.slots) > 1 and not one.slots[0].is_busy]
+        for member in kept:
+            member.slots[0].is_busy = True
+            member.free_count -= 1
+        try:
+            return self.placing.place(ask, self.members)
+        finally:
+            for member in kept:
+                member.slots[0].is_busy = False
+                member.free_count += 1
+
+    def _warmth(self, ticket: Ticket) -> int:
+        return 0 if ticket.waiter.done() else self.placing.warmth(ticket.ask, self.members)
+
+    # -- replicas come and go ----------------------------------------------------------------------------------------
 
     def add_member(self, member: Member[EndpointT]) -> None:
         """A replica is ready: it takes from the queue at once."""
         self.members[member.id] = member
+        member.prefixes.on_change, member.prefixes.counts = self.serve_waiting, self.sharing
         self._member_came.set()
-        self._serve_waiters()
+        self.serve_waiting()
 
     def remove_member(self, member_id: str) -> Member[EndpointT] | None:
         """A replica is gone; its leases come back to nobody."""
@@ -153,14 +311,13 @@ class Pool(Generic[EndpointT]):
         self.statuses = statuses
         if self.members or self._is_replica_coming():
             return
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.granted.done():
-                waiter.granted.set_exception(
-                    NoReplica(
-                        f"The last replica of {self.name!r} failed; its operator has been told why.", retry_after_s=30
-                    )
-                )
+        for ticket in self._queue.drain():
+            self._refuse(
+                ticket,
+                NoReplica(
+                    f"The last replica of {self.name!r} failed; its operator has been told why.", retry_after_s=30
+                ),
+            )
         self._member_came.set()
 
     def _require_replica(self) -> None:
@@ -171,26 +328,33 @@ class Pool(Generic[EndpointT]):
             )
 
     def _is_replica_coming(self) -> bool:
-        return any(status.state in (ReplicaState.STARTING, ReplicaState.BACKING_OFF) for status in self.statuses)
+        return any(status.state.is_coming for status in self.statuses)
 
-    def _serve_waiters(self) -> None:
-        while self._waiters:
-            if self._waiters[0].granted.done():
-                self._waiters.popleft()
-                continue
-            waiter = self._waiters[0]
-            lease = self._take(waiter.organization_id, waiter.prefix)
-            if lease is None:
-                return
-            self._waiters.popleft()
-            waiter.granted.set_result(lease)
+    # -- deadlines -----------------------------------------------------------------------------------------------------
 
-    def _take(self, organization_id: str, prefix: tuple[int, ...]) -> Lease[EndpointT] | None:
-        free = [member for member in self.members.values() if member.free_count]
-        if not free:
-            return None
-        member = free[0]
-        if len(free) > 1:  # a warm prefix first, then the least loaded
-            member = max(free, key=lambda one: (one.warmth(organization_id, prefix), one.free_count))
-        slot, is_prefix_reusable = member.take(organization_id, prefix)
-        return Lease(member, slot, is_prefix_reusable, self._clock())
+    def _watch(self, ticket: Ticket) -> None:
+        """See to it that the ask leaves at its deadline; one timer for all who wait."""
+        deadlines = self._deadlines
+        if len(deadlines) > 2 * self._queue.waiting_count + 64:  # most of these have their place by now
+            deadlines[:] = [entry for entry in deadlines if not entry[2].waiter.done()]
+            heapq.heapify(deadlines)
+        heapq.heappush(deadlines, (ticket.ask.deadline_s, ticket.arrival, ticket))
+        if self._timer is None or deadlines[0][2] is ticket:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadlines[0][0], self._expire) if self._deadlines else None
+
+    def _expire(self) -> None:
+        now_s, deadlines = self._clock(), self._deadlines
+        while deadlines and (deadlines[0][0] <= now_s or deadlines[0][2].waiter.done()):
+            _, _, ticket = heapq.heappop(deadlines)
+            if self._queue.remove(ticket):
+                self._refuse(ticket, TimedOut("The request's time ran out while it waited for a place."))
+        self._arm()
+
+    def _refuse(self, ticket: Ticket, error: Exception) -> None:
+        if not ticket.waiter.done():
+            ticket.waiter.set_exception(error)

@@ -4,24 +4,18 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headwater.errors import OperatorError
+from headwater.gateway.connections import BoundedProtocol, Bounds
 
-BACKLOG = 2048
+BACKLOG = 4096
+"""Linux's own bound (`net.core.somaxconn`): a shorter queue loses connections in a burst, which come again seconds later."""
 KEEP_ALIVE_S = 75
-
-
-class _Protocol(HttpToolsProtocol):
-    """Puts its transport into each request's `state`, so that a client that stopped reading can be cut off."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
 
 
 class _Server(uvicorn.Server):
@@ -35,10 +29,12 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """One listening socket and its server task."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, bounds: Bounds | None = None) -> None:
+        """bounds: of its connections; None means the usual ones."""
+        self._bounds = bounds or Bounds()
         config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=partial(BoundedProtocol, self._bounds),  # type: ignore[arg-type]  # it is called, and nothing else
             ws="none",
             lifespan="off",
             loop="none",
@@ -52,10 +48,12 @@ class HttpServer:
         self._server = _Server(config)
         self._listener = listener
         self._task: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to accept; returns once it does."""
         self._task = asyncio.ensure_future(self._server.serve(sockets=[self._listener]))
+        self._sweeper = asyncio.ensure_future(self._bounds.sweep())
         while not self._server.started:
             if self._task.done():
                 self._task.result()
@@ -64,6 +62,8 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Close the listener and every connection; the requests have been drained by then."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         if self._task is not None:
             self._server.should_exit = True
             self._server.force_exit = True

@@ -4,14 +4,16 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
 from headwater.dialects.openai_chat_answer import AnswerCollector, StreamWriter, error_body
-from headwater.errors import PlatformError
+from headwater.errors import EngineFailed, PlatformError
 from headwater.events import Event, Finished, Reasoning, Text, ToolCallDelta
 from headwater.gateway.deadline import Deadline
 from headwater.usage import Usage
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
-_CONTENT = (Text, Reasoning, ToolCallDelta)
+ANSWER_CHARACTERS_MAX = 16 * 2**20
+_TEXT = (Text, Reasoning)
+_CONTENT = (*_TEXT, ToolCallDelta)
 
 
 class Sink(Protocol):
@@ -119,12 +121,19 @@ class WholeSink:
         self._collector = collector
         self.headers = headers
         self._body: bytes | None = None
+        self._characters_count = 0
         self.has_content = False
 
     async def take(self, choice: int, events: list[Event]) -> None:
-        """See Sink."""
+        """See Sink. Raises EngineFailed when what is gathered grows beyond any answer: a token may be megabytes long."""
         for event in events:
             self._collector.event(choice, event)
+            if isinstance(event, _TEXT):
+                self._characters_count += len(event.text)
+            elif isinstance(event, ToolCallDelta):
+                self._characters_count += len(event.arguments)
+        if self._characters_count > ANSWER_CHARACTERS_MAX:
+            raise EngineFailed(f"The engine's answer has more than {ANSWER_CHARACTERS_MAX} characters; it was cut off.")
 
     def render(self, usage: Usage) -> bytes:
         """See Sink."""

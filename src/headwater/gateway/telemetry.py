@@ -1,9 +1,10 @@
 """What a request leaves behind besides its record: one log line, a few counters. At most 40 µs a request (see bench)."""
 
+import asyncio
 from collections.abc import Callable
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -12,10 +13,13 @@ from headwater.gateway.stop import LiveRequests
 from headwater.ledger.rows import Settlement
 from headwater.ledger.writer import LedgerWriter
 from headwater.replica import ReplicaState
+from headwater.scheduling.bands import Band, band_of_record
 
 log = structlog.get_logger()
 
 TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+ITL_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 
 
@@ -31,7 +35,7 @@ class _ModelMetrics:
         self.cache_read = telemetry.tokens.labels(model, "cache_read")
         self.output = telemetry.tokens.labels(model, "output")
         self.ttft = telemetry.ttft.labels(model)
-        self.queue = telemetry.queue.labels(model)
+        self.queue = [telemetry.queue.labels(model, band.name.lower()) for band in Band]
         self.duration = telemetry.duration.labels(model)
         self.unpriced = telemetry.unpriced.labels(model)
 
@@ -58,10 +62,17 @@ class Telemetry:
             registry=registry,
             buckets=TTFT_BUCKETS_S,
         )
+        self.inter_token = Histogram(
+            "headwater_gateway_inter_token_seconds",
+            "Mean time between the content events of one call, after its first.",
+            ("model",),
+            registry=registry,
+            buckets=ITL_BUCKETS_S,
+        )
         self.queue = Histogram(
             "headwater_gateway_queue_seconds",
             "Longest wait of a request's attempts for a place.",
-            ("model",),
+            ("model", "band"),
             registry=registry,
             buckets=TTFT_BUCKETS_S,
         )
@@ -89,6 +100,12 @@ class Telemetry:
             ("scope",),
             registry=registry,
         )
+        self.rate_limit_refusals = Counter(
+            "headwater_gateway_rate_limit_refusals",
+            "Requests that a rate limit refused.",
+            ("scope", "limited"),
+            registry=registry,
+        )
         self.webhooks = Counter(
             "headwater_gateway_webhooks",
             "Tries to send a notice to a webhook.",
@@ -98,6 +115,9 @@ class Telemetry:
         # Known beforehand, so these series are there before anything happens.
         for scope in ("organization", "project", "key", "tag"):
             self.budget_thresholds.labels(scope)
+        for scope in ("organization", "project", "key", "model"):
+            for limited in ("requests", "tokens", "concurrency"):
+                self.rate_limit_refusals.labels(scope, limited)
         for outcome in ("delivered", "failed", "given_up"):
             self.webhooks.labels(outcome)
         self.replays = Counter(
@@ -116,13 +136,41 @@ class Telemetry:
         self.verified_at = Gauge(
             "headwater_ledger_verified_timestamp_seconds", "When the books were last verified.", registry=registry
         )
+        self.loop_lag = Histogram(
+            "headwater_gateway_event_loop_lag_seconds",
+            "How late the event loop was, sampled twenty times a second.",
+            registry=registry,
+            buckets=LAG_BUCKETS_S,
+        )
+        self.shed = Counter(
+            "headwater_gateway_shed_requests", "Requests refused by the overload guards.", ("band",), registry=registry
+        )
+        for band in ("interactive", "standard", "batch"):
+            self.shed.labels(band)
+        self.shed_level = Gauge(
+            "headwater_gateway_shed_level", "Bands refused by the overload guards; 0 when healthy.", registry=registry
+        )
+        self.memory_bytes_max = Gauge(
+            "headwater_gateway_memory_max_bytes", "Bound of the process's resident memory.", registry=registry
+        )
+        self.connections = Gauge(
+            "headwater_gateway_connections", "Connections of clients that are open.", registry=registry
+        )
+        self.connections_refused = Counter(
+            "headwater_gateway_refused_connections", "Connections over the bound, answered 503.", registry=registry
+        )
+        self.tasks = Gauge("headwater_gateway_tasks", "Tasks of the event loop.", registry=registry)
+        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
+        ProcessCollector(registry=registry)
         self.live = Gauge("headwater_gateway_live_requests", "Requests being served or queued.", registry=registry)
         registry.register(_LedgerCollector(writer))
         self._models: dict[str, _ModelMetrics] = {}
+        self._paces: dict[str, Histogram] = {}
 
     def watch(self, models: Callable[[], ModelDirectory], live: LiveRequests) -> None:
         """Also export the queues and replicas of these models, and how many requests live."""
         self.registry.register(_PoolCollector(models))
+        self.registry.register(_GuardCollector(models))
         self.live.set_function(lambda: len(live))
 
     def settled(self, settlement: Settlement) -> None:
@@ -141,7 +189,7 @@ class Telemetry:
             metrics.ttft.observe(record.ttft_ms / 1000)
         if record.cost_nanos is None:
             metrics.unpriced.inc()
-        metrics.queue.observe(record.queue_ms / 1000)
+        metrics.queue[band_of_record(record.service_tier)].observe(record.queue_ms / 1000)
         metrics.duration.observe(record.duration_ms / 1000)
         log.info(
             "request_settled",
@@ -165,6 +213,14 @@ class Telemetry:
             ttft_ms=record.ttft_ms,
             duration_ms=record.duration_ms,
         )
+
+    def call_ended(self, model: str, tokens_count: int, decode_s: float) -> None:
+        """Count the pace of one call. decode_s: from its first content to its end."""
+        if tokens_count > 1:
+            pace = self._paces.get(model)
+            if pace is None:
+                pace = self._paces[model] = self.inter_token.labels(model)
+            pace.observe(decode_s / (tokens_count - 1))
 
     def refused(self, code: str) -> None:
         """Count a request that left no record."""
@@ -196,9 +252,23 @@ class _PoolCollector(Collector):
     def collect(self) -> list[Metric]:
         queued = GaugeMetricFamily("headwater_gateway_queued", "Attempts waiting for a place.", labels=("pool",))
         busy = GaugeMetricFamily("headwater_gateway_busy_slots", "Places taken.", labels=("pool",))
+        gap = GaugeMetricFamily(
+            "headwater_gateway_fairness_gap_tokens",
+            "Weighted tokens between the least and the most served organization that waits.",
+            labels=("pool",),
+        )
+        sharing = CounterMetricFamily(
+            "headwater_gateway_prefix_sharing",
+            "Requests held back for a prompt being read, states saved and restored, and failures of these.",
+            labels=("pool", "what"),
+        )
+        for pool in {id(target.pool): target.pool for target in self._models().all() if target.is_own}.values():
+            for what in ("held", "saved", "restored", "failed"):
+                sharing.add_metric((pool.name, what), getattr(pool.sharing, what))
         for pool in {id(target.pool): target.pool for target in self._models().all()}.values():
             queued.add_metric((pool.name,), pool.queued_count)
             busy.add_metric((pool.name,), pool.busy_count)
+            gap.add_metric((pool.name,), pool.fairness_gap)
         replicas = GaugeMetricFamily(
             "headwater_replicas", "Replicas of a deployment by state.", labels=("model", "state")
         )
@@ -210,4 +280,32 @@ class _PoolCollector(Collector):
                 count = sum(status.state is state for status in target.pool.statuses)
                 replicas.add_metric((target.name, state.value), count)
             restarts.add_metric((target.name,), sum(status.restarts_count for status in target.pool.statuses))
-        return [queued, busy, replicas, restarts]
+        return [queued, busy, gap, sharing, replicas, restarts]
+
+
+class _GuardCollector(Collector):
+    """Breakers, retries and failovers of every upstream and deployment, read when asked."""
+
+    def __init__(self, models: Callable[[], ModelDirectory]) -> None:
+        self._models = models
+
+    def collect(self) -> list[Metric]:
+        state = GaugeMetricFamily(
+            "headwater_gateway_breaker_state",
+            "0 closed, 1 slow start, 2 half open, 3 open.",
+            labels=("pool",),
+        )
+        opened = CounterMetricFamily("headwater_gateway_breaker_opened", "Times it opened.", labels=("pool",))
+        retries = CounterMetricFamily("headwater_gateway_retries", "Calls made again.", labels=("pool",))
+        failovers = CounterMetricFamily(
+            "headwater_gateway_failovers", "Times a route's next target was asked instead.", labels=("pool",)
+        )
+        for target in {id(one.guard): one for one in self._models().all()}.values():
+            guard = target.guard
+            if guard is None:
+                continue
+            state.add_metric((guard.name,), guard.breaker.state.value)
+            opened.add_metric((guard.name,), guard.breaker.opened_count)
+            retries.add_metric((guard.name,), guard.retries_count)
+            failovers.add_metric((guard.name,), guard.failovers_count)
+        return [state, opened, retries, failovers]

@@ -22,6 +22,7 @@ from headwater.settings.model import (
     LogSettings,
     ModelStoreSettings,
     PriceSettings,
+    RouteSettings,
     Settings,
     StoreSettings,
     UpstreamSettings,
@@ -44,6 +45,7 @@ TABLES: Final[Mapping[str, type]] = {
 LISTS: Final[Mapping[str, type]] = {
     "deployments": DeploymentSettings,
     "upstreams": UpstreamSettings,
+    "routes": RouteSettings,
     "prices": PriceSettings,
     "costs": CostSettings,
     "webhooks": WebhookSettings,
@@ -263,7 +265,7 @@ class _Reading:
             default = {f.name: getattr(DEFAULT_DEPLOYMENT, f.name) for f in fields(DEFAULT_DEPLOYMENT)}
             self.items["deployments"].append(default)
             self.origins.update({f"deployments[0].{name}": Origin(value, "default") for name, value in default.items()})
-        is_namespace_known = not any(p.key.startswith(("deployments", "upstreams")) for p in self.problems)
+        is_namespace_known = not any(p.key.startswith(("deployments", "upstreams", "routes")) for p in self.problems)
         self.problems += check_whole(self.items, is_namespace_known=is_namespace_known)
         if self.problems:
             return None

@@ -73,6 +73,28 @@ class GatewaySettings:
             values.WholeNumber(0, 100_000),
         ),
     )
+    connections_max: int = field(
+        default=4096,
+        metadata=_about(
+            "Connections of clients open at once; one more gets 503 and is closed. Less when the system's limit of open "
+            "files leaves less.",
+            values.WholeNumber(8, 1_000_000),
+        ),
+    )
+    memory_bytes_max: int | None = field(
+        default=None,
+        metadata=_about(
+            "Resident memory of the platform's own process: from 90 % of it load is refused, batch first. Not set means "
+            "a quarter of the machine's or container's, at least 512 MiB.",
+            values.WholeNumber(64 * 2**20, 2**44),
+        ),
+    )
+    event_loop_lag_max_s: float = field(
+        default=0.05,
+        metadata=_about(
+            "When the event loop is later than this for long, load is refused, batch first.", values.Seconds()
+        ),
+    )
     connect_timeout_s: float = field(
         default=5.0, metadata=_about("Longest wait for a connection to an engine or upstream.", values.Seconds())
     )
@@ -286,6 +308,14 @@ class DeploymentSettings:
     restart_window_s: float = field(
         default=60.0, metadata=_about("The time in which restarts are counted.", values.Seconds())
     )
+    hang_timeout_s: float = field(
+        default=60.0,
+        metadata=_about(
+            "A replica that answers nothing, or on which no call advances, for this long is ended and started again; one "
+            "that advances, however slowly, is left alone.",
+            values.Seconds(),
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +365,21 @@ class UpstreamSettings:
     total_timeout_s: float | None = field(
         default=None, metadata=_about("Not set means `gateway.total_timeout_s`.", values.Seconds())
     )
+    failures_max: int = field(
+        default=5,
+        metadata=_about(
+            "After so many failures in a row it is left alone for a while, requests for it getting 503 at once; 0 means never.",
+            values.WholeNumber(0, 10_000),
+        ),
+    )
+    retries_max: int = field(
+        default=1,
+        metadata=_about(
+            "Retries of one call that failed before any content, where no fallback is left; all together add at most a "
+            "fifth to the calls.",
+            values.WholeNumber(0, 10),
+        ),
+    )
     running_counts: Literal["none", "continuous_usage_stats", "timings_per_token"] = field(
         default="none",
         metadata=_about(
@@ -351,11 +396,26 @@ class UpstreamSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSettings:
+    """A name that stands for several targets: when one fails before any content, the next one answers."""
+
+    name: str = field(metadata=_about("The name callers ask for.", values.name()))
+    targets: tuple[str, ...] = field(
+        metadata=_about(
+            "Deployments and `upstream/model` names, in the order they are tried.",
+            values.ListOf(values.line("the name of a deployment, or `upstream/model`")),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PriceSettings:
     """What callers pay for a model, per million tokens; without a price, its use is recorded as unpriced."""
 
     model: str = field(
-        metadata=_about("The name callers ask for: a deployment, or `upstream/model`.", values.line("a model's name"))
+        metadata=_about(
+            "The name callers ask for: a deployment, `upstream/model`, or a route.", values.line("a model's name")
+        )
     )
     input: str = field(metadata=_about("Prompt tokens.", values.Price()))
     cached_input: str | None = field(
@@ -402,6 +462,7 @@ class Settings:
     billing: BillingSettings = field(default_factory=BillingSettings)
     deployments: tuple[DeploymentSettings, ...] = ()
     upstreams: tuple[UpstreamSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
     prices: tuple[PriceSettings, ...] = ()
     costs: tuple[CostSettings, ...] = ()
     webhooks: tuple[WebhookSettings, ...] = ()
