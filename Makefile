@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HEADWATER_MODELS__DIRECTORY ?= $(CURDIR)/data/models
 TEST_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 
-.PHONY: help up test check unit models apt docs lock bench bench-engine bench-ledger gate clean
+.PHONY: help up test check unit models apt docs lock bench bench-engine bench-prefix bench-ledger gate gate-fair clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,11 +52,17 @@ bench: $(VENV)/.developed  ## the gateway's cost beside its peers (about 15 minu
 bench-engine: $(VENV)/.developed models  ## the engine through the gateway beside the bare engine
 	$(BIN)/python -m bench.engine $(ARGS)
 
+bench-prefix: $(VENV)/.developed models  ## bursts with one long beginning, beside the bare engine (about 10 minutes; exit code by the goals)
+	$(BIN)/python -m bench.prefix $(ARGS)
+
 bench-ledger: $(VENV)/.developed  ## what a reservation and a settlement cost, empty and with 5 million records
 	$(BIN)/python -m bench.ledger $(ARGS)
 
 gate: $(VENV)/.developed apt  ## the long rigs (up to 90 minutes; TEST="t1 t4" for some); results in gate/results
 	$(BIN)/python -m gate $(TEST) $(ARGS)
+
+gate-fair: $(VENV)/.developed models  ## whether everybody gets their part (about 10 minutes); result in gate/results/fair.json
+	$(BIN)/python -m gate.fair $(ARGS)
 
 clean:  ## remove the environment and caches; data and models stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -15,6 +15,12 @@ RIGS: dict[str, str] = {
     "t7": "gate.idempotency_storm",
     "t8": "gate.simulation",
     "t9": "gate.io_faults",
+    "faults": "gate.faults",
+    "supervision": "gate.supervision",
+    "overload": "gate.overload",
+    "limits": "gate.rate_limits",
+    "soak": "gate.soak",
+    "cancel": "gate.cancel",
 }
 
 

@@ -14,7 +14,12 @@ ZERO: dict[str, str] = {
     "corrupt": "database files that SQLite calls damaged",
     "misstated": "anything else that an audit found",
     "unsaid": "failures that somebody was not told of",
-    "down": "platforms that did not serve again after their restart",
+    "beyond": "figures that miss their bound; what was said names them",
+    "down": "platforms or replicas that did not serve again after their restart",
+    "orphans": "engine processes that nobody owns any more",
+    "lies": "times that /ready said what was not so",
+    "unfound": "dead engines that were not found in time",
+    "killed_alive": "engines that were ended although they advanced",
 }
 """Metrics whose goal is 0, each with what it counts. A rig reports those that it looks for."""
 TWIN_CAUGHT = "twin_caught"

@@ -161,6 +161,13 @@ DOCTORED = {
         "tokens",
     ),
     "a token more on a cut attempt": ("UPDATE attempts SET output = output + 1 WHERE outcome <> 'ok'", "tokens"),
+    "two calls at work for one choice": (
+        (
+            "CREATE TEMP TABLE t AS SELECT * FROM attempts WHERE id = OK_ATTEMPT; UPDATE t SET id = 'att_0';"
+            " INSERT INTO attempts SELECT * FROM t"
+        ),
+        "outcome",
+    ),
     "negative tokens": ("UPDATE attempts SET output = -1", "shape"),
     "a token more on both": (
         (

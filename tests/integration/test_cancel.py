@@ -146,20 +146,20 @@ async def test_one_who_waits_in_the_engines_own_queue_is_aborted_there(short_pat
         text = config(upstreams=[upstream("fake", engine.base_url, [DECODE])])
         async with running_platform(text, short_path / "p") as platform:
             body = chat_body(f"fake/{DECODE}")
-            async with (
-                await Client.chat(platform.base_url, body, api_key=platform.key) as occupant,
-                await Client.chat(platform.base_url, body, api_key=platform.key, request_id="waits") as waiter,
-            ):
-                await occupant.read_tokens(1)
-                await engine.wait_for(lambda truth: len(truth.attempts) == 2)
-                left_ns = time.monotonic_ns()
-                waiter.leave("fin")
-                record = await platform.record_of("waits")
-                (row,) = platform.attempts(record["request_id"])
-                attempt = await engine.closed(row["id"])
-                assert attempt.abort_phase == "queued"
-                assert ((attempt.aborted_at_ns or 0) - left_ns) / 1e9 <= LIMIT_S
-                assert (record["outcome"], record["output"]) == ("client_gone", 0)
+            async with await Client.chat(platform.base_url, body, api_key=platform.key) as occupant:
+                await occupant.read_tokens(1)  # it has the engine's only slot before the other comes
+                async with await Client.chat(
+                    platform.base_url, body, api_key=platform.key, request_id="waits"
+                ) as waiter:
+                    await engine.wait_for(lambda truth: len(truth.attempts) == 2)
+                    left_ns = time.monotonic_ns()
+                    waiter.leave("fin")
+                    record = await platform.record_of("waits")
+                    (row,) = platform.attempts(record["request_id"])
+                    attempt = await engine.closed(row["id"])
+                    assert attempt.abort_phase == "queued"
+                    assert ((attempt.aborted_at_ns or 0) - left_ns) / 1e9 <= LIMIT_S
+                    assert (record["outcome"], record["output"]) == ("client_gone", 0)
 
 
 async def test_leaving_three_choices_aborts_all_three(engine: FakeEngineHandle, platform: Platform) -> None:

@@ -229,8 +229,17 @@ def _outcome(record: Row, attempts: Sequence[Row]) -> Iterator[Finding]:
     if (outcome == "ok") != (record["error_code"] is None) and outcome != "client_gone":
         yield Finding("outcome", about, f"{outcome} with the error code {record['error_code']}")
     for row in attempts:
-        if row["outcome"] not in ("ok", outcome):
+        # A call that failed before any content and was made again, or elsewhere, has an outcome of its own and used nothing.
+        same = [other for other in attempts if other["choice"] == row["choice"]]
+        is_followed = len(same) > 1 and not any(row[name] for name in KINDS)
+        if row["outcome"] not in ("ok", outcome) and not is_followed:
             yield Finding("outcome", row["id"], f"is {row['outcome']} in a request that is {outcome}")
+        if sum(other["outcome"] == "ok" or any(other[name] for name in KINDS) for other in same) > 1:
+            yield Finding(
+                "outcome",
+                row["id"],
+                f"is one of {len(same)} calls for choice {row['choice']}, and not the only one at work",
+            )
         if row["started_at_ms"] < record["received_at_ms"]:
             yield Finding("outcome", row["id"], "started before its request was received")
 

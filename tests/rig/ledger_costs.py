@@ -108,10 +108,14 @@ def _charge(ledger: Ledger, record: Row, held: Row) -> Iterator[Finding]:
 def _price(ledger: Ledger, record: Row) -> Iterator[Finding]:
     """The price is the version in force at admission, which is between the arrival of the request and its end."""
     about, price = record["request_id"], ledger.price_of.get(record["price_id"])
-    if record["price_id"] is not None and (price is None or price["model"] != record["model"]):
+    prices = [row for row in ledger.tables["prices"] if row["kind"] == "price"]
+    name = record["model"]
+    if price is not None and all(row["model"] != name for row in prices):
+        name = price["model"]  # a route without a price of its own has its first target's, which no table names
+    if record["price_id"] is not None and (price is None or price["model"] != name):
         yield Finding("cost", about, f"its price {record['price_id']} is not one of {record['model']}")
         return
-    versions = [row for row in ledger.tables["prices"] if row["model"] == record["model"] and row["kind"] == "price"]
+    versions = [row for row in prices if row["model"] == name]
     begin, end = record["received_at_ms"], record["received_at_ms"] + record["duration_ms"]
     moments = {begin, end, *(row[name] for row in versions for name in ("created_at_ms", "effective_at_ms"))}
     right = {in_force(versions, moment) for moment in moments if begin <= moment <= end}

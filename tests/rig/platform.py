@@ -62,16 +62,18 @@ def config(
     deployments: Sequence[Table] = (),
     prices: Sequence[Table] | None = None,
     gateway: Table | None = None,
+    routes: Mapping[str, Sequence[str]] | None = None,
     **tables: Table,
 ) -> str:
-    """A configuration file's text. prices: None gives every callable name `PRICE`."""
+    """A configuration file's text. prices: None gives every callable name but the routes' `PRICE`. routes: their targets."""
     if prices is None:
         names = [f"{table['name']}/{model}" for table in upstreams for model in _texts(table["models"])]
         names += [str(table["name"]) for table in deployments]
         prices = [{"model": name, **PRICE} for name in names]
     parts = [_table("[gateway]", {"listen": "127.0.0.1:0", **(gateway or {})})]
     parts += [_table(f"[{name}]", table) for name, table in tables.items()]
-    for name, rows in (("upstreams", upstreams), ("deployments", deployments), ("prices", prices)):
+    made = [{"name": name, "targets": list(targets)} for name, targets in (routes or {}).items()]
+    for name, rows in (("upstreams", upstreams), ("deployments", deployments), ("routes", made), ("prices", prices)):
         parts += [_table(f"[[{name}]]", row) for row in rows]
     return "\n".join(parts)
 
@@ -339,7 +341,7 @@ class Platform:
         return self.rows("SELECT * FROM usage_records ORDER BY request_id")
 
     def attempts(self, request_id: str) -> list[dict[str, Any]]:
-        """The attempts of one request by choice."""
+        """The attempts of one request by choice, in the order they were made."""
         return self.rows("SELECT * FROM attempts WHERE request_id = ? ORDER BY choice, id", request_id)
 
     def find_record(self, request_id: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tests.rig import ledger_twins
+from tests.rig import call_twins, ledger_twins, load_twins
 from tests.rig.processes import ROOT
 
 
@@ -32,8 +32,19 @@ def acknowledge_before_commit() -> None:
     Settler.settle = settle_early  # type: ignore[method-assign]
 
 
+def first_come() -> None:
+    """Whoever came first is served first: no fairness."""
+    from headwater.gateway import pool
+    from tests.rig.fair_queues import FirstCome
+
+    pool.__dict__["FairQueue"] = FirstCome
+
+
 TWINS: dict[str, Callable[[], None]] = {
+    **load_twins.TWINS,
     "acknowledge_before_commit": acknowledge_before_commit,
+    "first_come": first_come,
+    **call_twins.TWINS,
     **ledger_twins.TWINS,
 }
 

@@ -28,19 +28,20 @@ MAY_USE = {
         "gateway",
         "ledger",
         "log",
+        "operations",
         "platform",
         "settings",
     }
     | _DATA,
     "clock": set[str](),
     "controller": {"engines"} | _DATA,
-    "dialects": {"json_schema", "settings"} | _DATA,
+    "dialects": {"json_schema", "scheduling", "settings"} | _DATA,
     "doctor": {"catalogue", "errors", "settings"},
     "engines": {"json_schema"} | _DATA,
     "errors": set[str](),
     "errors_reference": {"errors"},
     "events": {"errors", "usage"},
-    "gateway": {"dialects", "engines", "ledger", "settings"} | _DATA,
+    "gateway": {"dialects", "engines", "ledger", "scheduling", "settings"} | _DATA,
     "housekeeping": set[str](),
     "ids": set[str](),
     "json_schema": set[str](),
@@ -48,9 +49,13 @@ MAY_USE = {
     "ledger": {"errors", "money", "usage"},
     "log": {"settings"},
     "money": {"usage"},
-    "platform": {"admin", "catalogue", "controller", "gateway", "housekeeping", "ledger", "settings"} | _DATA,
+    "operations": {"admin", "catalogue", "controller", "gateway", "ledger", "reload", "settings"} | _DATA,
+    "platform": {"admin", "catalogue", "controller", "gateway", "housekeeping", "ledger", "operations", "settings"}
+    | _DATA,
+    "reload": {"settings"},
     "replica": set[str](),
-    "request": set[str](),
+    "request": {"scheduling"},
+    "scheduling": {"errors", "ids", "money", "request", "usage"},
     "settings": {"errors", "money"},
     "usage": set[str](),
 }
@@ -60,8 +65,14 @@ PURE = (
     *("dialects.openai_chat", "dialects.openai_chat_answer", "dialects.openai_models", "dialects.fields"),
     *("engines.call_text", "engines.llamacpp", "engines.openai", "engines.openai_stream", "engines.sse"),
     *("engines.tool_calls", "engines.usage_reports", "controller.lifecycle", "gateway.attempt", "gateway.slots"),
+    *("controller.liveness", "reload"),
+    *("gateway.prefixes",),
     *("gateway.notices", "ledger.book", "ledger.caps", "ledger.charge", "ledger.entries", "ledger.periods"),
     *("ledger.price_map", "ledger.rows", "ledger.wallet"),
+    *("scheduling.bands", "scheduling.estimate", "scheduling.fair_queue", "scheduling.floors"),
+    *("scheduling.shares", "scheduling.tenants", "gateway.placing"),
+    *("scheduling.breaker", "scheduling.retries", "scheduling.shedding"),
+    *("scheduling.input_estimate", "scheduling.rate_limits"),
 )
 DOES_IO = (
     *("asyncio", "httptools", "http.client", "multiprocessing", "pysqlite3", "selectors", "socket"),
@@ -135,7 +146,7 @@ def test_pure_modules_import_nothing_that_does_io() -> None:
 def test_the_engine_process_loads_no_gateway_and_no_ledger() -> None:
     loaded = loaded_after("import headwater.engines.child")
     ours = {name for name in loaded if name.startswith("headwater.")}
-    assert ours == {"headwater.engines", "headwater.engines.child"}
+    assert ours == {"headwater.engines", "headwater.engines.child", "headwater.replica"}
     assert loaded.isdisjoint({"aiohttp", "asyncio", "pysqlite3", "xllamacpp"})
 
 

@@ -270,7 +270,7 @@ CASES: list[tuple[str, bytes, str, str | None, str]] = [
     # promises that aren't kept here
     ("store", body(store=True), "unsupported_value", "store", "not stored"),
     ("modalities", body(modalities=["text", "audio"]), "unsupported_value", "modalities", "audio"),
-    ("service tier", body(service_tier="flex"), "unsupported_value", "service_tier", "flex"),
+    ("service tier", body(service_tier="scale"), "unsupported_value", "service_tier", "scale"),
     (
         "obfuscation",
         body(stream=True, stream_options={"include_obfuscation": True}),

@@ -81,6 +81,7 @@ async def test_the_metrics_page_has_every_metric_with_its_type_and_labels(
     telemetry: Telemetry = gateway.telemetry
     telemetry.settled(_settled())
     telemetry.refused("invalid_api_key")
+    telemetry.call_ended("qwen-small", 2, 0.1)
     gateway.report("qwen-small", [ReplicaStatus("rep_1", "qwen-small", ReplicaState.READY, "", 0)])
     found: dict[str, tuple[str, set[str]]] = {}
     for family in telemetry.registry.collect():

@@ -1,5 +1,6 @@
 """`explanation/replicas.md` has every arrow of the replica's state machine, and no other."""
 
+import itertools
 import re
 
 from headwater.controller import lifecycle
@@ -13,6 +14,11 @@ EVENTS: list[lifecycle.Event] = [
     lifecycle.BecameReady(),
     lifecycle.CannotStart("no model"),
     lifecycle.StartTimedOut(180.0),
+    lifecycle.Silent("no answer"),
+    lifecycle.Answered(),
+    lifecycle.Hung("nothing advanced"),
+    lifecycle.DrainRequested("changed"),
+    lifecycle.Drained(),
     lifecycle.Exited("killed", 100.0),
     lifecycle.BackoffElapsed(),
     lifecycle.StopRequested(),
@@ -25,13 +31,11 @@ Arrow = tuple[str, str, str, tuple[str, ...]]
 def _arrows() -> set[Arrow]:
     """Every (state, event) that changes the state or commands something."""
     found: set[Arrow] = set()
-    for policy in POLICIES:
-        for state in ReplicaState:
-            for event in EVENTS:
-                after, commands = step(Replica(state=state), event, policy)
-                if after.state is not state or commands:
-                    names = tuple(type(command).__name__ for command in commands)
-                    found.add((state.value, type(event).__name__, after.state.value, names))
+    for policy, state, event, is_wanted in itertools.product(POLICIES, ReplicaState, EVENTS, (True, False)):
+        after, commands = step(Replica(state=state, is_wanted=is_wanted), event, policy)
+        if after.state is not state or commands:
+            names = tuple(type(command).__name__ for command in commands)
+            found.add((state.value, type(event).__name__, after.state.value, names))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import headwater.gateway
-from headwater.gateway import chat, engines, life, pool
+from headwater.gateway import calling, chat, engines, life, placing, pool, prefixes, relay
 from tests.unit.docs.pages import read, sections
 
 PAGE = read("explanation/request.md")
@@ -24,24 +24,30 @@ ENTRANCES = {
     "3. Byte cap": ("read_body",),
     "4. Parse": ("openai_chat.parse",),
     "5. Resolve": ("models.resolve",),
-    "6. Admit": ("pool.check", "decide_output_cap"),
+    "6. Admit": ("pool.check", "decide_output_cap", "limits.admit"),
     "7. Queue": ("pool.lease",),
     "8. Replica and slot": ("best_slot",),
     "9. Encode": ("llamacpp.encode",),
     "10. Relay": ("decoder.feed", "attempt.observe", "repair.feed", "sink.take"),
-    "11. Settle": ("settler.settle",),
+    "11. Settle": ("limits.settle", "settler.settle"),
     "12. Last byte": ("sink.finish",),
 }
 # Calls that are followed into the function they reach: (class they stand in, as written) → function.
-FOLLOWED: dict[tuple[type, str], Any] = {
+FOLLOWED: dict[tuple[Any, str], Any] = {
     (chat.ChatCompletions, "life.run"): life.Life.run,
-    (life.Life, "pool.lease"): pool.Pool.lease,
-    (pool.Pool, "member.take"): pool.Member.take,
-    (life.Life, "endpoint.open"): engines.ReplicaEngine.open,
+    (life.Life, "caller.check"): calling.Caller.check,
+    (life.Life, "caller.size"): calling.Caller.size,
+    (life.Life, "caller.answer"): calling.Caller.answer,
+    (calling.Caller, "pool.lease"): pool.Pool.lease,
+    (pool.Pool, "placing.place"): placing.Placing.place,
+    (placing.Placing, "prefixes.way"): prefixes.Prefixes.way,
+    (calling.Caller, "relay"): relay.relay,
+    (relay.relay, "endpoint.open"): engines.ReplicaEngine.open,
+    (relay.relay, "pass_on"): relay._pass_on,
 }
 
 
-def _calls(function: Any, owner: type) -> Iterator[str]:
+def _calls(function: Any, owner: Any) -> Iterator[str]:
     """The calls a function makes, in the order they are evaluated, following its own methods; handlers are left out."""
     tree = ast.parse(inspect.getsource(function).lstrip()).body[0]
     assert isinstance(tree, ast.AsyncFunctionDef | ast.FunctionDef)
@@ -49,7 +55,7 @@ def _calls(function: Any, owner: type) -> Iterator[str]:
         yield from _visit(statement, owner)
 
 
-def _visit(node: ast.AST, owner: type) -> Iterator[str]:
+def _visit(node: ast.AST, owner: Any) -> Iterator[str]:
     if isinstance(node, ast.ExceptHandler | ast.FunctionDef | ast.Lambda):
         return
     for child in ast.iter_child_nodes(node):

@@ -6,7 +6,9 @@ import pytest
 
 from headwater.errors import InvalidRequest, ModelNotFound, UnsupportedField
 from headwater.gateway.account import Account
+from headwater.gateway.pool import Ask
 from headwater.gateway.routing import ModelDirectory
+from headwater.gateway.weights import Weights
 from headwater.ledger.batch import settlement_writes
 from headwater.ledger.writer import LedgerWriter
 from headwater.request import Principal
@@ -35,7 +37,9 @@ async def account(database: Path, writer: LedgerWriter) -> Account:
     writer.start()
     models = ModelDirectory({name: target(name, is_own="/" not in name) for name in ("m", "acme/large", "secret")})
     cashier = make_cashier(database, writer, Clock())
-    return Account(models=models, database=database, cashier=cashier, currency="USD", clock=Clock())
+    return Account(
+        models=models, database=database, cashier=cashier, weights=Weights({"org_1": 3}), currency="USD", clock=Clock()
+    )
 
 
 async def usage(account: Account, query: str = "") -> Any:
@@ -98,3 +102,19 @@ async def test_the_ends_of_time_are_no_trouble(account: Account, query: str) -> 
 async def test_an_unknown_parameter_is_named(account: Account) -> None:
     with pytest.raises(UnsupportedField, match="'group_by'"):
         await usage(account, "group_by=model")
+
+
+async def test_the_share_of_the_callers_organization_is_shown_and_nobody_elses(account: Account) -> None:
+    models = account._models
+    pool = models.resolve("m", PRINCIPAL).pool
+    for organization_id, tokens in (("org_1", 25), ("org_2", 75)):
+        lease = await pool.lease(Ask(organization_id, "key_1"))
+        pool.release(lease, input_tokens=5, output_tokens=tokens - 5)
+    assert (await usage(account))["fairness"] == {
+        "window_s": 60.0,
+        "weight": 3,
+        "pools": [
+            {"pool": "acme/large", "tokens": 0, "share": None},
+            {"pool": "m", "tokens": 25, "share": 0.25},
+        ],
+    }

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from headwater.errors import BodyTooLarge, TimedOut
-from headwater.gateway.body import ClientLeft, Receive, read_body
+from headwater.errors import BodyTooLarge, Overloaded, TimedOut
+from headwater.gateway.body import SMALL_BODY_BYTES, ClientLeft, LargeBodies, Receive, read_body
 from headwater.gateway.headers import Headers
 from tests.unit.gateway.fake_time import run
 
@@ -84,3 +84,25 @@ def test_a_body_that_drips_has_one_time_out_in_all() -> None:
     with pytest.raises(TimedOut):
         read(receiving(*[part(b"x", more=True)] * 9, gap_s=10), timeout_s=60)
     assert read(receiving(*[part(b"x", more=True)] * 3, part(b"x"), gap_s=10), timeout_s=60) == b"xxxx"
+
+
+async def test_only_so_many_large_bodies_are_read_at_once_and_small_ones_always() -> None:
+    large, never = LargeBodies(1), asyncio.Event()
+
+    async def waiting() -> dict[str, Any]:
+        await never.wait()
+        return LEFT
+
+    async def reading(receive: Receive, length: int | None) -> bytes:
+        return await read_body(receive, Headers(content_length=length), bytes_max=10**6, timeout_s=60, large=large)
+
+    first = asyncio.ensure_future(reading(waiting, None))
+    await asyncio.sleep(0)
+    assert large.count == 1
+    with pytest.raises(Overloaded):
+        await reading(receiving(part(b"x")), SMALL_BODY_BYTES + 1)
+    assert await reading(receiving(part(b"x")), 1) == b"x"
+    first.cancel()
+    await asyncio.wait([first])
+    assert await reading(receiving(part(b"x")), None) == b"x"
+    assert large.count == 0

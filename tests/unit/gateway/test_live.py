@@ -11,9 +11,13 @@ from headwater.gateway.auth import Authenticator
 from headwater.gateway.cashier import Cashier
 from headwater.gateway.headers import Headers
 from headwater.gateway.idempotency import Idempotency
+from headwater.gateway.limits import RateLimiter
 from headwater.gateway.live import LiveBooks
+from headwater.gateway.telemetry import Telemetry
+from headwater.gateway.weights import Weights
 from headwater.keys import new_key
 from headwater.ledger import admin_store, store
+from headwater.ledger.limit_store import LimitRow
 from headwater.ledger.periods import BudgetTerms
 from headwater.ledger.rows import KeyRow
 from headwater.ledger.store import PriceVersion, Write
@@ -38,7 +42,9 @@ class Running:
         self.cashier: Cashier = make_cashier(database, writer, clock)
         self.authenticator = Authenticator(database, cache_count=100, clock=clock)
         idempotency = Idempotency(database, BillingSettings(), clock=clock)
-        self.live = LiveBooks(self.authenticator, self.cashier, idempotency)
+        self.limits = RateLimiter(telemetry=Telemetry(writer), clock=clock)
+        self.weights = Weights()
+        self.live = LiveBooks(self.authenticator, self.cashier, idempotency, self.limits, self.weights)
         self._count = 0
 
     async def reserve(self, *, tags: tuple[str, ...] = ()) -> int:
@@ -147,3 +153,15 @@ async def test_a_key_budget_is_read_from_the_disk_when_the_key_was_not_loaded(ru
 async def test_a_project_is_not_kept_in_memory(running: Running) -> None:
     running.live.forget_project("prj_1")  # accepted, and nothing changes
     assert await running.reserve() > 0
+
+
+async def test_a_limit_and_a_weight_hold_as_soon_as_they_were_told(running: Running) -> None:
+    limit = LimitRow("lim_1", "org_1", "key", "key_1", None, 5, None, None, None, None, None, None, 1_000)
+    running.live.set_limit(limit)
+    request = make_request("req_1", chat(), now_s=NOW_S)
+    assert dict(running.limits.headers(request))[b"x-ratelimit-limit-requests"] == b"5"
+    running.live.drop_limit(limit)
+    assert running.limits.headers(request) == []
+    running.live.weigh_organization("org_1", 4)
+    running.live.weigh_key("key_1", 2)
+    assert (running.weights.organization("org_1"), running.weights.key("key_1")) == (4, 2)

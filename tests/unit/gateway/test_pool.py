@@ -1,4 +1,6 @@
 import asyncio
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -6,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from headwater.errors import NoReplica, Overloaded
-from headwater.gateway.pool import Lease, Member, Pool
+from headwater.errors import NoReplica, Overloaded, TimedOut
+from headwater.gateway.placing import Place, Placing
+from headwater.gateway.pool import Ask, Lease, Member, Pool
 from headwater.replica import ReplicaState, ReplicaStatus
 from tests.unit.gateway.fake_time import FakeTimeLoop, run
 
@@ -29,8 +32,15 @@ def status(state: ReplicaState, reason: str = "") -> ReplicaStatus:
     return ReplicaStatus("rep_1", "m", state, reason, 0)
 
 
-def ask(one: Pool[str], organization_id: str = ONE, prefix: tuple[int, ...] = ()) -> "asyncio.Task[Lease[str]]":
-    return asyncio.ensure_future(one.lease(organization_id, prefix))
+def of(organization_id: str = ONE, prefix: tuple[int, ...] = (), **changes: Any) -> Ask:
+    """An ask of a key of this organization."""
+    return Ask(organization_id, f"key of {organization_id}", prefix=prefix, **changes)
+
+
+def ask(
+    one: Pool[str], organization_id: str = ONE, prefix: tuple[int, ...] = (), **changes: Any
+) -> "asyncio.Task[Lease[str]]":
+    return asyncio.ensure_future(one.lease(of(organization_id, prefix, **changes)))
 
 
 async def turn() -> None:
@@ -59,7 +69,7 @@ def test_first_come_first_served() -> None:
 def test_a_newcomer_does_not_overtake_who_waits() -> None:
     async def work() -> None:
         one = pool(member())
-        lease = await one.lease(ONE, ())
+        lease = await one.lease(of())
         waiting = ask(one)
         await turn()
         one.release(lease)  # granted to who waited, though its task hasn't run yet
@@ -92,10 +102,10 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     async def work() -> None:
         loop = asyncio.get_running_loop()
         one = pool(member(places_count=2), queued_max=3)
-        first, second = await one.lease(ONE, ()), await one.lease(ONE, ())
+        first, second = await one.lease(of()), await one.lease(of())
         await asyncio.sleep(30)
         one.release(first)
-        first = await one.lease(ONE, ())
+        first = await one.lease(of())
         assert one.service_mean_s == 30
         waiting = [ask(one) for _ in range(3)]
         await turn()
@@ -120,9 +130,9 @@ def test_a_queue_of_none_still_serves_as_many_as_there_are_places() -> None:
         one.check(2)
         with pytest.raises(Overloaded):
             one.check(3)
-        await one.lease(ONE, ())
+        await one.lease(of())
         one.check(1)
-        await one.lease(ONE, ())
+        await one.lease(of())
         with pytest.raises(Overloaded) as refused:
             one.check(1)
         assert refused.value.retry_after_s is not None
@@ -136,7 +146,7 @@ def test_when_the_last_replica_is_lost_whoever_waits_is_told(state: ReplicaState
     async def work() -> None:
         one = pool(member())
         one.report([status(ReplicaState.READY)])
-        await one.lease(ONE, ())
+        await one.lease(of())
         waiting = [ask(one) for _ in range(3)]
         await turn()
         one.remove_member("rep_1")
@@ -163,7 +173,7 @@ def test_nobody_waits_for_a_replica_that_has_failed_already() -> None:
         with pytest.raises(NoReplica):
             one.check(1)
         with pytest.raises(NoReplica):
-            await one.lease(ONE, ())
+            await one.lease(of())
         with pytest.raises(NoReplica):
             await one.any_member()
 
@@ -173,7 +183,7 @@ def test_nobody_waits_for_a_replica_that_has_failed_already() -> None:
 def test_one_replica_of_two_that_is_lost_leaves_the_queue_to_the_other() -> None:
     async def work() -> None:
         one = pool(member("rep_1"), member("rep_2"))
-        leases = [await one.lease(ONE, ()), await one.lease(ONE, ())]
+        leases = [await one.lease(of()), await one.lease(of())]
         waiting = ask(one)
         await turn()
         one.remove_member("rep_1")
@@ -192,7 +202,7 @@ def test_one_replica_of_two_that_is_lost_leaves_the_queue_to_the_other() -> None
 def test_a_cancelled_wait_leaves_the_queue_and_one_granted_in_that_moment_gives_its_place_back() -> None:
     async def work() -> None:
         one = pool(member())
-        lease = await one.lease(ONE, ())
+        lease = await one.lease(of())
         first, second, third = ask(one), ask(one), ask(one)
         await turn()
         second.cancel()
@@ -211,7 +221,7 @@ def test_a_cancelled_wait_leaves_the_queue_and_one_granted_in_that_moment_gives_
 def test_a_wait_cancelled_when_it_was_just_told_of_the_failure_is_simply_cancelled() -> None:
     async def work() -> None:
         one = pool(member())
-        await one.lease(ONE, ())
+        await one.lease(of())
         waiting = ask(one)
         await turn()
         one.remove_member("rep_1")
@@ -226,12 +236,12 @@ def test_a_wait_cancelled_when_it_was_just_told_of_the_failure_is_simply_cancell
 def test_the_warm_replica_is_preferred_then_the_least_loaded() -> None:
     async def work() -> None:
         one = pool(member("rep_1", 2), member("rep_2", 2))
-        first = await one.lease(ONE, (1, 2))
+        first = await one.lease(of(ONE, (1, 2)))
         one.release(first, prefix=(1, 2, 3))
-        again = await one.lease(ONE, (1, 2, 9))
+        again = await one.lease(of(ONE, (1, 2, 9)))
         assert again.member is first.member
         assert again.slot is first.slot
-        cold = await one.lease(ONE, (7,))
+        cold = await one.lease(of(ONE, (7,)))
         assert cold.member is not first.member  # it has more places free
 
     run(work())
@@ -240,17 +250,17 @@ def test_the_warm_replica_is_preferred_then_the_least_loaded() -> None:
 def test_another_organizations_prefix_is_neither_sought_nor_reused() -> None:
     async def work() -> None:
         one = pool(member("rep_1", 2))
-        first = await one.lease(ONE, (1, 2))
+        first = await one.lease(of(ONE, (1, 2)))
         assert first.is_prefix_reusable  # nobody's tokens are there
         one.release(first, prefix=(1, 2))
-        other = await one.lease("org_2", (1, 2))
+        other = await one.lease(of("org_2", (1, 2)))
         assert other.slot is not first.slot
         assert other.is_prefix_reusable
-        third = await one.lease("org_2", (1, 2))
+        third = await one.lease(of("org_2", (1, 2)))
         assert third.slot is first.slot
         assert not third.is_prefix_reusable
         one.release(third, prefix=(1, 2))
-        back = await one.lease(ONE, (1, 2))
+        back = await one.lease(of(ONE, (1, 2)))
         assert not back.is_prefix_reusable
 
     run(work())
@@ -259,7 +269,7 @@ def test_another_organizations_prefix_is_neither_sought_nor_reused() -> None:
 def test_slots_in_use_have_different_numbers_below_their_count() -> None:
     async def work() -> None:
         one = pool(member(places_count=4))
-        leases = [await one.lease(ONE, (number,)) for number in range(4)]
+        leases = [await one.lease(of(ONE, (number,))) for number in range(4)]
         assert sorted(lease.slot.number for lease in leases) == [0, 1, 2, 3]
 
     run(work())
@@ -268,13 +278,262 @@ def test_slots_in_use_have_different_numbers_below_their_count() -> None:
 def test_an_upstreams_places_are_counted_without_slots() -> None:
     async def work() -> None:
         one = pool(member("acme", 3, is_slotted=False))
-        leases = [await one.lease(ONE, ()) for _ in range(3)]
+        leases = [await one.lease(of()) for _ in range(3)]
         assert one.busy_count == 3
         waiting = ask(one)
         await turn()
         one.release(leases[1])
         assert (await waiting).member.id == "acme"
         assert one.busy_count == 3
+
+    run(work())
+
+
+def test_the_least_served_organization_is_next_not_the_first_in_line() -> None:
+    async def work() -> None:
+        one = pool(member())
+        lease = await one.lease(of("flood", input_tokens=500))
+        flood = [ask(one, "flood", input_tokens=500) for _ in range(5)]
+        await turn()
+        quiet = ask(one, "quiet", input_tokens=5)
+        await turn()
+        one.release(lease, input_tokens=500, output_tokens=100)
+        await turn()
+        assert quiet.done()
+        assert not any(task.done() for task in flood)
+        assert one.fairness_gap == 0  # only one organization waits
+        assert one.shares() == {"flood": 600, "quiet": 5}
+        for task in flood:
+            task.cancel()
+
+    run(work())
+
+
+def test_output_counts_as_it_is_made() -> None:
+    async def work() -> None:
+        one = pool(member(places_count=2))
+        long, short = await one.lease(of("long")), await one.lease(of("short"))
+        waiting = {name: ask(one, name) for name in ("long", "short")}
+        await turn()
+        long.charge(160)
+        assert (long.charged_tokens, short.charged_tokens) == (160, 0)
+        one.release(short, output_tokens=8)
+        await turn()
+        assert waiting["short"].done()
+        assert not waiting["long"].done()
+
+    run(work())
+
+
+def test_an_ask_leaves_at_its_deadline() -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        one = pool(member())
+        held = await one.lease(of())
+        late, later, never = (ask(one, deadline_s=loop.time() + after_s) for after_s in (5.0, 9.0, math.inf))
+        with pytest.raises(TimedOut, match="while it waited"):
+            await late
+        assert loop.time() == 1005
+        assert one.queued_count == 2
+        with pytest.raises(TimedOut):
+            await later
+        assert loop.time() == 1009
+        one.release(held)
+        one.release(await never)
+        assert (one.queued_count, one.busy_count) == (0, 0)
+
+    run(work())
+
+
+def test_deadlines_of_asks_that_were_served_are_forgotten() -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        one = pool(member())
+        for _ in range(500):
+            lease = await one.lease(of())
+            waiting = ask(one, deadline_s=loop.time() + 600)
+            await turn()
+            one.release(lease)
+            one.release(await waiting)
+        assert len(one._deadlines) < 100
+
+    run(work())
+
+
+def test_who_could_not_be_served_in_time_is_refused_at_once_and_told_when_to_come_back() -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        one = pool(member(places_count=2))
+        lease = await one.lease(of("flood"))
+        await asyncio.sleep(10)
+        one.release(lease)  # now it is known that a request takes 10 s
+        leases = [await one.lease(of("flood")) for _ in range(2)]
+        flood = [ask(one, "flood") for _ in range(11)]
+        await turn()
+
+        def hopeless(organization_id: str, patience_s: float) -> float | None:
+            try:
+                one.check(1, of(organization_id, deadline_s=loop.time() + patience_s))
+            except Overloaded as refused:
+                return refused.retry_after_s
+            return None
+
+        assert one.expected_wait_s(of("flood")) == 60  # 11 before it, two places, 10 s each
+        assert hopeless("flood", 61) is None
+        assert hopeless("flood", 40) == 40  # in 40 s 20 s of waiting are left, half of its patience
+        assert one.expected_wait_s(of("quiet")) == 10  # only as long as its turn takes
+        assert hopeless("quiet", 11) is None
+        assert hopeless("quiet", 8) == 6
+        for held in leases:
+            one.release(held)
+        for task in flood:
+            task.cancel()
+        await turn()
+
+    run(work())
+
+
+def test_a_full_queue_makes_room_for_an_organization_that_has_less_of_it() -> None:
+    async def work() -> None:
+        one = pool(member(), queued_max=4)
+        held = await one.lease(of("flood"))
+        flood = [ask(one, "flood") for _ in range(4)]
+        await turn()
+        with pytest.raises(Overloaded, match="4 wait, at most 4 may"):
+            one.check(1, of("flood"))
+        one.check(1, of("quiet"))
+        quiet = ask(one, "quiet")
+        with pytest.raises(Overloaded, match="others who wait have less of it"):
+            await flood[3]  # the last to come
+        assert one.queued_count == 4
+        one.check(1, of("quiet"))
+        await turn()
+        more = ask(one, "quiet")
+        await turn()
+        with pytest.raises(Overloaded):
+            one.check(1, of("quiet"))  # it has its half
+        assert [task.done() for task in flood] == [False, False, True, True]
+        for task in (*flood[:2], quiet, more):
+            task.cancel()
+        await turn()
+        one.release(held)
+        assert (one.queued_count, one.busy_count) == (0, 0)
+
+    run(work())
+
+
+def test_a_place_that_was_given_up_unused_leaves_the_slot_as_it_was() -> None:
+    async def work() -> None:
+        one = pool(member())
+        one.release(await one.lease(of(ONE, (1, 2))), prefix=(1, 2))
+        held = await one.lease(of("org_2", (9,)))
+        assert not held.is_prefix_reusable
+        one.give_back(held)
+        again = await one.lease(of("org_2", (9,)))
+        assert not again.is_prefix_reusable, "the first organization's tokens are still in that slot"
+        one.give_back(again)
+        waiting = ask(one, "org_2", (9,))
+        waiting.cancel()
+        await turn()
+        mine = await one.lease(of(ONE, (1, 2), input_tokens=100))
+        assert mine.is_prefix_reusable
+        assert mine.warm_tokens == 100
+        assert one.shares() == {}
+
+    run(work())
+
+
+def test_a_grant_that_is_given_up_in_that_moment_leaves_the_slot_as_it_was() -> None:
+    async def work() -> None:
+        one = pool(member())
+        held = await one.lease(of(ONE, (1,)))
+        waiting = ask(one, "org_2", (1,), input_tokens=50)
+        await turn()
+        one.release(held, prefix=(1,))
+        waiting.cancel()
+        await turn()
+        assert one.busy_count == 0
+        later = await one.lease(of("org_2", (1,)))
+        assert not later.is_prefix_reusable
+        assert one.shares() == {}
+
+    run(work())
+
+
+def test_who_waits_for_something_else_than_a_place_is_served_when_it_is_told() -> None:
+    class Choosy(Placing[str]):
+        is_open = False
+
+        def place(self, ask: Ask, members: Mapping[str, Member[str]]) -> Place[str] | None:
+            return super().place(ask, members) if self.is_open or ask.organization_id == "free" else None
+
+    async def work() -> None:
+        placing = Choosy()
+        one = Pool[str]("m", queued_max=10, placing=placing)
+        one.add_member(member(places_count=2))
+        waiting = ask(one)
+        await turn()
+        free = ask(one, "free")  # the other place isn't kept idle for it
+        await turn()
+        assert free.done()
+        assert not waiting.done()
+        placing.is_open = True
+        one.serve_waiting()
+        await turn()
+        assert waiting.done()
+
+    run(work())
+
+
+def test_the_first_slot_is_kept_for_an_organization_that_was_here_lately() -> None:
+    async def work() -> None:
+        one = Pool[str]("m", queued_max=100, is_slot_kept=True)
+        one.add_member(member(places_count=3))
+        alone = [await one.lease(of("flood", input_tokens=9)) for _ in range(3)]  # nobody else was here: all of them
+        for lease in alone:
+            one.release(lease)
+        one.release(await one.lease(of("quiet", input_tokens=9)))
+        first = [await one.lease(of("flood", input_tokens=9)) for _ in range(2)]
+        more = [ask(one, "flood", input_tokens=9) for _ in range(3)]
+        await turn()
+        assert not any(task.done() for task in more)
+        assert one.free_count == 1
+        quiet = ask(one, "quiet", input_tokens=9)  # comes and needn't wait, for the slot that is read first
+        await turn()
+        assert quiet.result().slot.number == 0
+        one.release(first[0])
+        await turn()
+        assert more[0].done()
+        one.release(quiet.result())
+        await turn()
+        assert not more[1].done(), "it is kept for the next one"
+        waiting = [ask(one, "quiet", input_tokens=9) for _ in range(2)]
+        await turn()
+        assert waiting[0].result().slot.number == 0
+        one.release(waiting[0].result())  # both have one that waits now, so nobody else is expected
+        await turn()
+        assert waiting[1].done() or more[1].done()
+        assert one.free_count == 0
+        for task in (*more, waiting[1]):
+            task.cancel()
+
+    run(work())
+
+
+def test_a_kept_slot_is_given_when_nobody_was_here_for_a_minute() -> None:
+    async def work() -> None:
+        one = Pool[str]("m", queued_max=100, is_slot_kept=True)
+        one.add_member(member(places_count=2))
+        one.release(await one.lease(of("quiet", input_tokens=9)))
+        held = await one.lease(of("flood", input_tokens=9))
+        assert held.slot.number == 1, "the engine is idle: any other slot does"
+        waiting = [ask(one, "flood", input_tokens=9) for _ in range(2)]
+        await turn()
+        assert not any(task.done() for task in waiting)
+        await asyncio.sleep(100)
+        one.release(held)
+        await turn()
+        assert all(task.done() for task in waiting)
 
     run(work())
 

@@ -1,7 +1,7 @@
 import pytest
 
 from headwater.errors import ModelNotFound, PermissionDenied
-from headwater.gateway.routing import ModelDirectory
+from headwater.gateway.routing import ModelDirectory, route_target
 from headwater.request import Principal
 from tests.unit.gateway.chats import target
 
@@ -49,3 +49,29 @@ def test_a_key_for_no_model_sees_none(models: ModelDirectory) -> None:
     assert models.visible(nobody) == []
     with pytest.raises(PermissionDenied):
         models.resolve("qwen", nobody)
+
+
+async def test_a_route_is_its_first_target_under_another_name_with_those_that_stand_in() -> None:
+    first, second = target("own", context_tokens=4096), target("acme/m", is_own=False)
+    made = route_target("smart", [first, second])
+    assert (made.name, made.pool, made.context_tokens, made.is_own) == ("smart", first.pool, 4096, True)
+    assert [one.name for one in made.targets] == ["own", "acme/m"]
+
+
+async def test_routes_are_callable_and_no_pools_of_their_own() -> None:
+    targets = {name: target(name) for name in ("own", "acme/m")}
+    models = ModelDirectory(targets, {"smart": ["acme/m", "own"]})
+    assert models.resolve("smart", principal("smart")).targets[0].name == "acme/m"
+    with pytest.raises(PermissionDenied):
+        models.resolve("acme/m", principal("smart"))
+    assert [one.name for one in models.visible(principal())] == ["acme/m", "own", "smart"]
+    assert [one.name for one in models.all()] == ["own", "acme/m"]
+
+
+async def test_a_route_follows_its_targets_when_they_change_and_goes_when_it_is_taken_out() -> None:
+    models = ModelDirectory({"own": target("own", context_tokens=4096)}, {"smart": ["own"]})
+    models.replace({"own": target("own", context_tokens=1024)})
+    assert models.resolve("smart", principal()).context_tokens == 1024
+    models.replace({"own": target("own")}, {})
+    with pytest.raises(ModelNotFound):
+        models.resolve("smart", principal())

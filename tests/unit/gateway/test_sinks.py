@@ -9,7 +9,7 @@ from headwater.dialects.openai_chat_answer import AnswerCollector, AnswerHead, S
 from headwater.errors import AuthenticationFailed, EngineFailed, Overloaded
 from headwater.events import Event, Finished, Progress, Reasoning, Started, Text, ToolCallDelta, UsageReport
 from headwater.gateway.deadline import Deadline
-from headwater.gateway.sinks import StreamSink, WholeSink, send_error
+from headwater.gateway.sinks import ANSWER_CHARACTERS_MAX, StreamSink, WholeSink, send_error
 from headwater.usage import Usage
 from tests.unit.gateway.fake_time import run
 
@@ -278,3 +278,12 @@ def test_a_401_says_how_to_authenticate() -> None:
         assert client.headers[b"www-authenticate"] == b"Bearer"
 
     run(work())
+
+
+@pytest.mark.parametrize("content", [Text, Reasoning, lambda text: ToolCallDelta(0, arguments=text)])
+async def test_an_answer_beyond_any_bound_is_not_gathered(content: Any) -> None:
+    sink = whole(Client())
+    part = content("x" * (ANSWER_CHARACTERS_MAX // 2))
+    await sink.take(0, [part, part])
+    with pytest.raises(EngineFailed, match="cut off"):
+        await sink.take(0, [content("x")])

@@ -30,6 +30,13 @@ def upstream(text: str, base_url: str = "https://api.example.com/v1", models: st
     return f'[[upstreams]]\nname = "acme"\nbase_url = "{base_url}"\nmodels = {models}\n{text}\n'
 
 
+def route(targets: str, name: str = "smart") -> str:
+    return f'[[routes]]\nname = "{name}"\ntargets = {targets}\n'
+
+
+BOTH = deployment("") + upstream("")
+
+
 def _set(variable: str) -> tuple[tuple[str, str], ...]:
     return ((variable, CANARY),)
 
@@ -41,7 +48,7 @@ def price(text: str, model: str = "qwen-small") -> str:
 BROKEN = [
     # tables and keys
     Broken("gatway", "Did you mean gateway?", "[gatway]\nlisten = 'x'"),
-    Broken("routes", "The tables are [gateway]", "[[routes]]\nname = 'chat'"),
+    Broken("aliases", "The tables are [gateway]", "[[aliases]]\nname = 'chat'"),
     Broken("gateway.lisen", "Did you mean listen?", "[gateway]\nlisen = 'x'"),
     Broken("gateway.tls", "The keys of [gateway] are listen", "[gateway]\ntls = true"),
     Broken("deployments[1].slot", "Did you mean slots?", deployment("") + deployment("slot = 1", name="b")),
@@ -92,6 +99,19 @@ BROKEN = [
     Broken("upstreams[0].models", "at least one", upstream("", models="[]")),
     Broken("upstreams[0].models[1]", "each only once", upstream("", models='["x", "x"]')),
     Broken("upstreams[0].models[0]", "a model's name", upstream("", models='["a b"]')),
+    # routes
+    Broken("routes[0].targets", "missing", deployment("") + "[[routes]]\nname = 'smart'"),
+    Broken("routes[0].targets", "at least one", deployment("") + route("[]")),
+    Broken("routes[0].targets[0]", 'Did you mean acme/x? It can be a or acme/x.', BOTH + route("['acme/y']")),
+    Broken("routes[0].targets[1]", "each only once", BOTH + route("['a', 'a']")),
+    Broken("routes[1].targets[1]", "is a route; expected deployments", BOTH + route("['a']") + route("['a', 'smart']", "two")),
+    Broken("routes[0].targets[0]", "is a route", BOTH + route("['smart']")),
+    Broken("routes[0].name", "is the name of deployments[0] already", BOTH + route("['acme/x']", "a")),
+    Broken("routes[0].name", "is the name of upstreams[0] already", BOTH + route("['acme/x']", "acme")),
+    Broken("routes[1].name", "is the name of routes[0] already", BOTH + route("['acme/x']") + route("['a']")),
+    Broken("routes[0].name", "a name of 1 to 63", BOTH + route("['acme/x']", "acme/y")),
+    Broken("upstreams[0].failures_max", "a whole number from 0", upstream("failures_max = -1")),
+    Broken("upstreams[0].retries_max", "a whole number from 0 to 10", upstream("retries_max = 11")),
     Broken("upstreams[0].api_key", "a secret is not kept in this file", upstream(f"api_key = '{CANARY}'")),
     Broken("upstreams[0].api_key", '{ env = "NAME" }', upstream("api_key = 3")),
     Broken("upstreams[0].api_key", "ACME_KEY, which is not set", upstream("api_key = { env = 'ACME_KEY' }")),

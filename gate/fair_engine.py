@@ -1,0 +1,79 @@
+"""The real engine: one organization sends fifty long prompts at once, another asks something short every two seconds."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gate.fair_goals import Goal, at_most
+from gate.fair_world import percentile
+from tests.rig import twins
+from tests.rig.admin import administer
+from tests.rig.clients import Client
+from tests.rig.platform import Platform, config, running_platform
+from tests.rig.processes import ROOT
+
+MODEL = "smollm2-135m-instruct"
+NAME_HERE = "small"
+SLOTS_COUNT = 4
+PROMPTS_COUNT, PROMPT_WORDS, OUTPUT_TOKENS = 50, 300, 16
+EVERY_S = 2.0
+ALONE_COUNT = 9
+START_TIMEOUT_S, ANSWER_TIMEOUT_S = 120.0, 300.0
+
+
+def long_prompt(number: int) -> str:
+    """About 400 tokens that nobody has read yet."""
+    return f"Report {number}. " + " ".join(f"Room {at * 7 % 13 + number} is {at}." for at in range(PROMPT_WORDS // 5))
+
+
+async def first_token_s(platform: Platform, key: str, text: str) -> float:
+    """Seconds from asking to the first content; the answer is read to its end."""
+    body = {
+        "model": NAME_HERE,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": OUTPUT_TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    begun_s = time.monotonic()
+    async with await Client.chat(platform.base_url, body, api_key=key) as client:
+        got = await client.read_to_end(timeout_s=ANSWER_TIMEOUT_S)
+    assert got.status == 200, got.body
+    return got.content_arrivals_ns[0] / 1e9 - begun_s
+
+
+async def run(*, prompts_count: int = PROMPTS_COUNT, twin: str | None = None) -> list[Goal]:
+    """B's first tokens beside A's flood, against B alone."""
+    models = os.environ.get("HEADWATER_MODELS__DIRECTORY", str(ROOT / "data" / "models"))
+    deployment = {"name": NAME_HERE, "model": MODEL, "slots": SLOTS_COUNT, "context_tokens": 1280}
+    command = [] if twin is None else twins.wrapper(twin)
+    with TemporaryDirectory(prefix="hw-") as folder:
+        text = config(
+            deployments=[deployment],
+            gateway={"first_byte_timeout_s": ANSWER_TIMEOUT_S, "total_timeout_s": 2 * ANSWER_TIMEOUT_S},
+            models={"directory": str(Path(models).absolute())},
+        )
+        async with running_platform(text, Path(folder) / "p", wrapper=command, env=twins.ENVIRONMENT) as platform:
+            ready = await platform.logged("engine_ready", timeout_s=START_TIMEOUT_S)
+            keys = {}
+            for name in ("flood", "quiet"):
+                await administer(platform, "organizations.create", name=name)
+                made: dict[str, Any] = await administer(platform, "keys.create", name=name, organization=name)
+                keys[name] = made["key"]
+            alone = [await first_token_s(platform, keys["quiet"], f"Say {at}.") for at in range(ALONE_COUNT)]
+            begun_s = time.monotonic()
+            flood = asyncio.gather(
+                *(first_token_s(platform, keys["flood"], long_prompt(number)) for number in range(prompts_count))
+            )
+            beside: list[float] = []
+            while not flood.done():
+                due_s = begun_s + EVERY_S * (len(beside) + 1)
+                await asyncio.wait([flood], timeout=max(0.0, due_s - time.monotonic()))
+                if not flood.done():
+                    beside.append(await first_token_s(platform, keys["quiet"], f"Tell me {len(beside)}."))
+            await flood
+    limit_s = 2 * percentile(sorted(alone), 0.5) + 2 * float(ready["batch_s"])
+    return [at_most("engine_ttft_p95_s", percentile(beside, 0.95), limit_s, " s")._replace(twin=twin)]
