@@ -90,7 +90,7 @@ async def test_a_thousand_mixed_requests_leave_exactly_a_thousand_right_records(
     async with fake_engine() as engine:
         models = [*PLAIN, LONG, SLOW_START, *FAULTY]
         text = config(
-            upstreams=[upstream("fake", engine.base_url, models)],
+            upstreams=[upstream("fake", engine.base_url, models, failures_max=0, retries_max=0)],
             gateway={"idle_timeout_s": 1.0, "first_byte_timeout_s": 5.0},
         )
         async with running_platform(text, short_path / "p") as platform:

@@ -33,7 +33,9 @@ async def engine() -> AsyncIterator[FakeEngineHandle]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform(engine: FakeEngineHandle, module_path: Path) -> AsyncIterator[Platform]:
-    text = config(upstreams=[upstream("fake", engine.base_url, MODELS, first_byte_timeout_s=1.0)])
+    text = config(
+        upstreams=[upstream("fake", engine.base_url, MODELS, first_byte_timeout_s=1.0, failures_max=0, retries_max=0)]
+    )
     async with running_platform(text, module_path / "p") as running:
         yield running
 

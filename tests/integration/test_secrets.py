@@ -26,8 +26,10 @@ async def test_secrets_and_prompts_are_nowhere(short_path: Path) -> None:
                     api_key={"env": "FAKE_KEY"},
                     headers={"x-tenant": HEADER_SECRET},
                     first_byte_timeout_s=0.5,
+                    failures_max=0,  # it fails so often that its breaker would open
+                    retries_max=0,
                 ),
-                upstream("wrong", engine.base_url, MODELS[:1], api_key={"env": "WRONG_KEY"}),
+                upstream("wrong", engine.base_url, MODELS[:1], api_key={"env": "WRONG_KEY"}, retries_max=0),
             ],
             log={"level": "debug"},
         )
