@@ -28,9 +28,9 @@ CUT_SPAN_S = 1.0
 """A cut stream may have been sent at most what the engine makes in this time beyond what is billed."""
 SETTLED_WITHIN_NS = 1_000_000_000
 """An attempt that ended so long before a kill has been settled by then."""
-MARK_TOKENS, MARK_S, COMMIT_S = 256, 1.0, 0.5
+MARK_TOKENS, MARK_S, COMMIT_S, READ_TOKENS = 256, 1.0, 0.5, 64
 """Of a stream that a crash cut, what was delivered since its last mark isn't billed: a mark comes every so many tokens
-or seconds, and is on the disk after the time of a commit."""
+or seconds, and the next one waits for it; what came with one read is passed on together."""
 METRICS = {
     **dict.fromkeys(("acknowledged", "delivered", "unknown"), "lost"),
     **dict.fromkeys(("unique", "repeated"), "doubled"),
@@ -173,9 +173,9 @@ def _delivered(record: Row, arrived_ns: Sequence[int]) -> Iterator[Finding]:
     if record["error_code"] != RESTARTED:
         may_miss = 0
     else:
-        since_commit = sum(at >= arrived_ns[-1] - COMMIT_S * 1e9 for at in arrived_ns)
-        since_mark = sum(at >= arrived_ns[-1] - (MARK_S + COMMIT_S) * 1e9 for at in arrived_ns)
-        may_miss = min(MARK_TOKENS + since_commit, since_mark)
+        # A stream waits at a mark until the one before is on the disk, however long that takes: two marks' worth at most.
+        since_mark = sum(at >= arrived_ns[-1] - (2 * MARK_S + COMMIT_S) * 1e9 for at in arrived_ns)
+        may_miss = min(2 * MARK_TOKENS + READ_TOKENS, since_mark)
     if missing > may_miss:
         told = f"{len(arrived_ns)} pieces were delivered, {record['output']} billed; {may_miss} may be missing"
         yield Finding("delivered", record["request_id"], told)
@@ -229,10 +229,11 @@ def _outcome(record: Row, attempts: Sequence[Row]) -> Iterator[Finding]:
     if (outcome == "ok") != (record["error_code"] is None) and outcome != "client_gone":
         yield Finding("outcome", about, f"{outcome} with the error code {record['error_code']}")
     for row in attempts:
-        # A call that failed before any content and was made again, or elsewhere, has an outcome of its own and used nothing.
+        # A call that failed before any content and was made again, or elsewhere, has an outcome of its own and used nothing;
+        # so it is when its client left, or the time ran out, before the next.
         same = [other for other in attempts if other["choice"] == row["choice"]]
-        is_followed = len(same) > 1 and not any(row[name] for name in KINDS)
-        if row["outcome"] not in ("ok", outcome) and not is_followed:
+        is_followed = len(same) > 1 or (row["error_code"] is not None and outcome in ("client_gone", "timeout"))
+        if row["outcome"] not in ("ok", outcome) and not (is_followed and not any(row[name] for name in KINDS)):
             yield Finding("outcome", row["id"], f"is {row['outcome']} in a request that is {outcome}")
         if sum(other["outcome"] == "ok" or any(other[name] for name in KINDS) for other in same) > 1:
             yield Finding(

@@ -239,11 +239,17 @@ class Cashier:
 
     # -- while it runs ---------------------------------------------------------------------------------------------------
 
-    def mark(self, reservation: Reservation, attempts: Sequence[Attempt]) -> None:
-        """Write how far a stream has come, for the case that nobody is left to settle it."""
+    def mark(self, reservation: Reservation, attempts: Sequence[Attempt]) -> "asyncio.Future[None]":
+        """Write how far a stream has come, for the case that nobody is left to settle it; resolves when that is on the disk."""
         reservation.has_marks = True
         text = msgspec.json.encode([attempt.mark() for attempt in attempts]).decode()
-        self._settler.mark(reservation.row.request_id, MarkRow(reservation.row.id, text, self._now_ms()))
+        return self._settler.mark(reservation.row.request_id, MarkRow(reservation.row.id, text, self._now_ms()))
+
+    async def marked(self, mark: "asyncio.Future[None]") -> None:
+        """Wait until a mark is on the disk. Raises LedgerUnavailable."""
+        if not mark.done():
+            self._settler.hurry()
+            await asyncio.shield(mark)
 
     # -- afterwards ------------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class Course:
     __slots__ = (
         "_cashier",
         "_is_complete_at",
+        "_mark",
         "_mark_at_s",
         "_mark_at_tokens",
         "_weights",
@@ -72,6 +73,7 @@ class Course:
         self._cashier = cashier
         self._weights = weights
         self._is_complete_at = request.payload.choices_count
+        self._mark: asyncio.Future[None] | None = None
         self._mark_at_s = self._mark_at_tokens = 0.0
 
     def ask(self, prefix: tuple[int, ...] = (), *, is_evictable: bool = True) -> Ask:
@@ -96,7 +98,7 @@ class Course:
             self.stop.disarm()
 
     async def before_content(self, now_s: float) -> None:
-        """What is to be on the disk before more of a stream goes out: its reservation, waited for; its marks, sent off."""
+        """What is to be on the disk before more of a stream goes out: its reservation and the mark before the last."""
         reservation = self.reservation
         assert reservation is not None, "a request is admitted before it is answered"
         is_first = not self._mark_at_s
@@ -104,7 +106,11 @@ class Course:
             await asyncio.shield(reservation.durable)
             reservation.is_durable = True
         if not is_first:
-            self._cashier.mark(reservation, self.attempts)
+            if (
+                self._mark is not None
+            ):  # on a slow disk a stream waits, so that a crash never loses more than two marks' worth
+                await self._cashier.marked(self._mark)
+            self._mark = self._cashier.mark(reservation, self.attempts)
         self._mark_at_s, self._mark_at_tokens = now_s + MARK_S, self.counted + MARK_TOKENS
 
     def is_mark_due(self, now_s: float) -> bool:

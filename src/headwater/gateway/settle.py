@@ -58,9 +58,13 @@ class Settler:
         """Write a reservation with whatever comes next: its request is told nothing before its settlement."""
         self._put(_Item(Batch.reserve, (row,), row.request_id, None), is_urgent=False)
 
-    def mark(self, request_id: str, row: MarkRow) -> None:
-        """Write how far a stream has come with whatever comes next: nobody waits for it."""
-        self._put(_Item(Batch.mark, (row,), request_id, None), is_urgent=False)
+    def mark(self, request_id: str, row: MarkRow) -> "asyncio.Future[None]":
+        """Write how far a stream has come with whatever comes next; the future is for who can't wait longer, after `hurry`."""
+        return self._add(Batch.mark, (row,), request_id, is_urgent=False)
+
+    def hurry(self) -> None:
+        """Write now what would go with whatever comes next."""
+        self._submit_lazily()
 
     def settle(self, settlement: Settlement) -> "asyncio.Future[None]":
         """Write a settlement; the future resolves when it is on the disk, or fails with LedgerUnavailable.

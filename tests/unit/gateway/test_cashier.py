@@ -620,12 +620,17 @@ async def test_without_receivers_a_threshold_is_logged_all_the_same(till: Till, 
     assert rows(reader, "SELECT * FROM notices") == []
 
 
-async def test_a_stream_is_marked_and_its_mark_goes_with_the_settlement(till: Till, reader: Connection) -> None:
+async def test_a_stream_is_marked_and_its_mark_goes_with_the_settlement(
+    till: Till, reader: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.gateway.settle.LAZY_S", 3_600.0)
     cashier = till.open()
     _, held = await till.reserve()
     under_way = Attempt(0, "m", PAYLOAD, queued_at_s=NOW_S)
-    cashier.mark(held, [under_way])
-    await till.settled()
+    mark = cashier.mark(held, [under_way])
+    assert rows(reader, "SELECT * FROM marks") == []  # it goes with what comes next …
+    await asyncio.wait_for(cashier.marked(mark), WAIT_S)  # … or now, for who waits
+    await cashier.marked(mark)
     ((reservation_id, text, marked_at_ms),) = rows(reader, "SELECT * FROM marks")
     assert (reservation_id, marked_at_ms) == (held.row.id, NOW_MS)
     assert json.loads(text)[0]["id"] == under_way.id
