@@ -16,7 +16,14 @@ up: $(VENV)/.installed  ## start the platform here: model, API, first key, first
 
 test: $(VENV)/.developed apt models check  ## everything CI runs: format, lint, types, all tests with coverage
 	@rm -f .coverage .coverage.*
+ifeq ($(ARGS),)
+	@# The unit tests keep one core busy; the acceptance tests beside them mostly wait for engines.
+	@$(BIN)/coverage run -m pytest tests/unit > .unit.log 2>&1 & unit=$$!; \
+	$(BIN)/coverage run -m pytest tests/acceptance tests/integration; rest=$$?; \
+	wait $$unit; unit=$$?; cat .unit.log; exit $$((unit + rest))
+else
 	$(BIN)/coverage run -m pytest $(ARGS)
+endif
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 check: $(VENV)/.developed  ## format, lint and types only
