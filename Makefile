@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HEADWATER_MODELS__DIRECTORY ?= $(CURDIR)/data/models
 TEST_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 
-.PHONY: help up test check unit models apt docs lock bench bench-engine bench-prefix bench-ledger gate gate-fair clean
+.PHONY: help up test test-unit test-whole check unit models apt docs lock bench bench-engine bench-prefix bench-ledger gate gate-fair clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -17,14 +17,19 @@ up: $(VENV)/.installed  ## start the platform here: model, API, first key, first
 test: $(VENV)/.developed apt models check  ## everything CI runs: format, lint, types, all tests with coverage
 	@rm -f .coverage .coverage.*
 ifeq ($(ARGS),)
-	@# The unit tests keep one core busy; the acceptance tests beside them mostly wait for engines.
-	@$(BIN)/coverage run -m pytest tests/unit > .unit.log 2>&1 & unit=$$!; \
-	$(BIN)/coverage run -m pytest tests/acceptance tests/integration; rest=$$?; \
-	wait $$unit; unit=$$?; cat .unit.log; exit $$((unit + rest))
+	@# The unit tests keep one core busy; the acceptance tests beside them mostly wait for engines. Jobs of make and not of
+	@# the shell, which would have them ignore Ctrl-C.
+	@$(MAKE) --no-print-directory -k -j2 test-unit test-whole; status=$$?; cat .unit.log; exit $$status
 else
 	$(BIN)/coverage run -m pytest $(ARGS)
 endif
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+test-unit:
+	@$(BIN)/coverage run -m pytest tests/unit > .unit.log 2>&1
+
+test-whole:
+	@$(BIN)/coverage run -m pytest tests/acceptance tests/integration
 
 check: $(VENV)/.developed  ## format, lint and types only
 	$(BIN)/ruff format --check .
