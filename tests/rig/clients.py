@@ -178,7 +178,7 @@ class Client:
         address = unix or (parts.hostname or "127.0.0.1", parts.port or 80)
         try:
             await asyncio.get_running_loop().sock_connect(sock, address)
-        except OSError:
+        except BaseException:  # cancelled too: whoever called never sees it
             sock.close()
             raise
         return cls(sock)
