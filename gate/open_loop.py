@@ -9,12 +9,15 @@ An order has one or more phases; each phase's requests are counted by the second
 import asyncio
 import gc
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import cast
 
 import msgspec
+
+from gate.children import environment
 
 CONTENT, CHUNKED_END, HEAD_END = b'"content":"', b"0\r\n\r\n", b"\r\n\r\n"
 CONNECTIONS_MAX = 6000
@@ -364,6 +367,20 @@ def _request(order: Order, body: bytes) -> bytes:
         f"content-type: application/json\r\ncontent-length: {len(bytes(body))}\r\n\r\n"
     )
     return head.encode() + bytes(body)
+
+
+async def run_order(order: Order) -> Result:
+    """Put this load on a platform from a process of its own, which ends with the call."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gate.open_loop", env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        out, _ = await process.communicate(msgspec.json.encode(order))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return msgspec.json.decode(out, type=Result)
 
 
 def main() -> int:

@@ -4,11 +4,8 @@ The engine is the bottleneck: places × pace. The gateway has one core to itself
 measured first, in the same run; every multiple is of that.
 """
 
-import asyncio
 import contextlib
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from bench.process import choose_cores, cpu_s, pinned
-from gate.children import environment
-from gate.open_loop import Order, Phase, Result, Second
+from gate.open_loop import Order, Phase, Result, Second, run_order
 from gate.progress import Progress
 from gate.rows import Row, Size, rows_of, twin_row
 from gate.state import State
@@ -123,16 +119,7 @@ async def play(platform: Platform, *phases: Phase, size: Size, seed: int) -> Res
         give_up_s=GIVE_UP_S,
         seed=seed,
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gate.open_loop", env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        out, _ = await process.communicate(msgspec.json.encode(order))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return msgspec.json.decode(out, type=Result)
+    return await run_order(order)
 
 
 def goodput(seconds: Sequence[Second]) -> float:

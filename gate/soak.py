@@ -5,8 +5,6 @@ and asked what it holds. In the end the auditor compares the books of each leg w
 """
 
 import asyncio
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gate.children import environment
-from gate.open_loop import Order, Phase, Result
+from gate.open_loop import Order, Phase, Result, run_order
 from gate.overload import UNMEASURED, one_core_each
 from gate.progress import Progress
 from gate.rows import Row, Size, rows_of, twin_row
@@ -106,16 +103,7 @@ async def play(platform: Platform, count: int, seed: int) -> Result:
         give_up_s=60.0,
         seed=seed,
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gate.open_loop", env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        out, _ = await process.communicate(msgspec.json.encode(order))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return msgspec.json.decode(out, type=Result)
+    return await run_order(order)
 
 
 async def leg(size: Size, seed: int, progress: Progress, *, twin: str | None = None) -> dict[str, int | float]:

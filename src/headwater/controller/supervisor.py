@@ -108,12 +108,6 @@ class Supervisor:
         replica.send(lifecycle.DrainRequested("asked to restart", is_wanted=True))
         return replica.status
 
-    def suspect(self, replica_id: str, reason: str) -> None:
-        """End and restart a replica whose answers are garbage again and again; an unknown one is gone already."""
-        replica = self._find(replica_id)
-        if replica is not None:
-            replica.send(lifecycle.Hung(reason))
-
     # -- how a plan becomes true ---------------------------------------------------------------------------------------
 
     def _count(self, plan: DeploymentPlan, there: list[ReplicaTask], drain_timeout_s: float) -> None:

@@ -24,7 +24,9 @@ from headwater.gateway.cashier import (
     Reservation,
 )
 from headwater.gateway.notices import receiver_of
+from headwater.gateway.relay import Course
 from headwater.gateway.routing import Target
+from headwater.gateway.weights import Weights
 from headwater.ledger import admin_store, store
 from headwater.ledger.admin_store import GrantRow
 from headwater.ledger.batch import Batch
@@ -636,6 +638,22 @@ async def test_a_stream_is_marked_and_its_mark_goes_with_the_settlement(
     assert json.loads(text)[0]["id"] == under_way.id
     await till.settle(held, 500)
     assert rows(reader, "SELECT * FROM marks") == []
+
+
+async def test_a_stream_waits_at_a_mark_until_the_one_before_is_on_the_disk(
+    till: Till, reader: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.gateway.settle.LAZY_S", 3_600.0)  # nothing goes to the disk that nobody hurries
+    cashier = till.open()
+    _, held = await till.reserve()
+    course = Course(make_request("req_x", PAYLOAD, now_s=NOW_S, is_stream=True), cashier, till.clock, Weights())
+    course.reservation = held
+    await course.before_content(1.0)  # the first content: no mark yet
+    await course.before_content(2.5)
+    assert rows(reader, "SELECT * FROM marks") == []
+    await asyncio.wait_for(course.before_content(4.0), WAIT_S)
+    assert len(rows(reader, "SELECT * FROM marks")) == 1
+    await till.settle(held, 500)
 
 
 # -- order on the disk -------------------------------------------------------------------------------------------------
