@@ -4,6 +4,7 @@ All subjects run at once, pinned to one core, and are loaded in turn, several ro
 and upstream share another core. Every figure is the median over rounds. See bench/README.md.
 
 Run: python -m bench.gateway [--quick] [--judge] [--subjects bare,headwater,headwater-capped,litellm,portkey] [--out DIRECTORY]
+     python -m bench.gateway --against COMMIT: this tree beside an earlier commit; results in against.json and .md
 """
 
 import argparse
@@ -20,10 +21,11 @@ from types import FrameType
 from bench import peers, report
 from bench.cells import CONNECTIONS, EXTRA_SCENARIO, SPREADS_S, Bench, Plan
 from bench.process import Cores, choose_cores, free_port, start
-from bench.subjects import NAMES, Name, Subject, launch
+from bench.subjects import BEFORE, NAMES, Name, Subject, launch
 
 PROJECT = Path(__file__).resolve().parent.parent
 FULL = Plan(rounds=5, warm_s=1.0, seconds=3.0, starts=3, with_install=True)
+AGAINST = Plan(rounds=9, warm_s=1.0, seconds=3.0, starts=3, with_install=False)
 QUICK = Plan(rounds=1, warm_s=0.7, seconds=2.0, starts=1, with_install=False)
 
 
@@ -109,6 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, no installations: ≤ 3 minutes")
     parser.add_argument("--judge", action="store_true", help="exit 1 when a goal is not met")
     parser.add_argument("--subjects", default=",".join(NAMES), help="a subset, comma-separated")
+    parser.add_argument("--against", metavar="COMMIT", help="only bare, this tree, and this tree as it was at COMMIT")
     parser.add_argument("--out", type=Path, default=PROJECT / "bench/results", help="where gateway.json and .md go")
     return parser.parse_args()
 
@@ -121,6 +124,9 @@ def main() -> int:
         print(f"no such subject: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     names = [name for name in NAMES if name in wanted]
+    if options.against:
+        peers.earlier(options.against)
+        names = ["bare", "headwater", BEFORE]
     signal.signal(signal.SIGTERM, interrupt)
     began = time.monotonic()
     cores = choose_cores()
@@ -134,18 +140,20 @@ def main() -> int:
     # Not in /tmp, which may be memory: the database must lie on a disk.
     peers.ENVIRONMENTS.mkdir(exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="run-", dir=peers.ENVIRONMENTS))
-    bench = measure(QUICK if options.quick else FULL, cores, names, directory)
+    plan = QUICK if options.quick else AGAINST if options.against else FULL
+    bench = measure(plan, cores, names, directory)
+    beside = f"LiteLLM {peers.LITELLM_VERSION}, Portkey gateway {peers.PORTKEY_VERSION}"
     meta |= {
-        "peers": f"LiteLLM {peers.LITELLM_VERSION}, Portkey gateway {peers.PORTKEY_VERSION}",
+        "peers": options.against or beside,
         "pinning": f"subject on core {cores.subject}, load and upstream on core {cores.load}",
         "rounds": f"{bench.plan.rounds} x {bench.plan.seconds:.0f} s a non-streaming cell; medians over rounds",
         "wall_s": round(time.monotonic() - began),
     }
     rows = report.rows_of(bench.samples)
-    goals = report.goals_of(rows)
+    goals = report.against_goals(bench.samples) if options.against else report.goals_of(rows)
     report.Result(
         title="Gateway benchmark", meta=meta, rows=rows, goals=goals, subjects=names, samples=bench.samples
-    ).write(options.out, "gateway")
+    ).write(options.out, "against" if options.against else "gateway")
     for problem in bench.problems:
         print(problem, file=sys.stderr)
     if bench.problems:

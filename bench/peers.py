@@ -1,12 +1,18 @@
-"""The gateways Headwater is measured beside, each pinned and in an environment of its own under bench/.env."""
+"""What Headwater is measured beside: other gateways, each pinned and in an environment of its own, and an earlier Headwater.
 
+All of it lies under bench/.env.
+"""
+
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 ENVIRONMENTS = BENCH / ".env"
+EARLIER = ENVIRONMENTS / "earlier"
 LITELLM_VERSION = "1.109.1"
 PORTKEY_VERSION = "1.15.2"
 
@@ -57,6 +63,27 @@ def portkey() -> Path:
         run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], home)
         (home / "installed").write_text(stamp)
     return home
+
+
+def earlier(commit: str) -> None:
+    """Lay out the package as it was at a commit, to be run in this environment.
+
+    Raises RuntimeError when there is no such commit, or when it needs other packages than this environment has.
+    """
+
+    def git(*argv: str) -> bytes:
+        done = subprocess.run(["git", *argv], cwd=BENCH.parent, capture_output=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"git {' '.join(argv)} failed: {done.stderr.decode().strip()}")
+        return done.stdout
+
+    if git("diff", "--name-only", commit, "--", "requirements/core.txt"):
+        raise RuntimeError(
+            f"{commit} needs other packages than this environment has; measure it in a checkout of its own."
+        )
+    shutil.rmtree(EARLIER, ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(git("archive", commit, "src"))) as archive:
+        archive.extractall(EARLIER, filter="data")
 
 
 def site_packages(environment: Path) -> Path:

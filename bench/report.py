@@ -19,6 +19,10 @@ UNITS = {
 }  # fmt: skip
 
 
+AGAINST_MIN = 0.95
+"""What a figure of this tree must be, at least, of the same figure of an earlier commit."""
+
+
 class Row(TypedDict):
     """One figure of the result."""
 
@@ -137,6 +141,35 @@ def goals_of(rows: Sequence[Row]) -> list[Goal]:
         at_most("no wrong answer in any scenario", sum(errors) if errors else None, 0, "errors"),
     ]
     return goals
+
+
+def paired_ratio(samples: Iterable[Sample], scenario: str, metric: str) -> float | None:
+    """How many times `headwater-before`'s figure `headwater`'s is: the median over rounds, since machines drift."""
+    found: dict[str, dict[int, float]] = {"headwater": {}, "headwater-before": {}}
+    for sample in samples:
+        if (sample.scenario, sample.metric) == (scenario, metric) and sample.subject in found:
+            found[sample.subject][sample.round] = sample.value
+    ours, before = found.values()
+    ratios = [ours[round_] / before[round_] for round_ in ours.keys() & before.keys() if before[round_]]
+    return statistics.median(ratios) if ratios else None
+
+
+def against_goals(samples: Sequence[Sample]) -> list[Goal]:
+    """This tree isn't below 0.95 of an earlier commit: as many requests a second, and no more CPU than that allows."""
+    goals = []
+    for scenario, metric, text in (
+        *((f"nonstream-c{count}", "req_per_s", "req/s") for count in (1, 16, 64)),
+        *((f"nonstream-c{count}", "cpu_us_per_request", "CPU a request") for count in (1, 16, 64)),
+        *((scenario, "cpu_us_per_chunk", "CPU a chunk") for scenario in ("stream-100", "stream-burst-100")),
+    ):
+        ratio = paired_ratio(samples, scenario, metric)
+        is_rate = metric == "req_per_s"
+        bound = AGAINST_MIN if is_rate else 1 / AGAINST_MIN
+        is_met = None if ratio is None else ratio >= bound if is_rate else ratio <= bound
+        value = "not measured" if ratio is None else f"{ratio:.3f}"
+        goals.append(Goal(f"{scenario}: {text} {'≥' if is_rate else '≤'} {bound:.3g} of before", value, is_met))
+    wrong = sum(sample.value for sample in samples if sample.metric == "error_count")
+    return [*goals, at_most("no wrong answer in any scenario", wrong, 0, "errors")]
 
 
 def summary(goals: Sequence[Goal]) -> list[str]:

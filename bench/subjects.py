@@ -12,8 +12,10 @@ from bench import peers
 from bench.load import Target
 from bench.process import Program, cpu_s, free_port, start
 
-Name = Literal["bare", "headwater", "headwater-capped", "litellm", "portkey"]
+Name = Literal["bare", "headwater", "headwater-capped", "headwater-before", "litellm", "portkey"]
 NAMES: tuple[Name, ...] = ("bare", "headwater", "headwater-capped", "litellm", "portkey")
+BEFORE: Name = "headwater-before"
+"""Headwater as it was at an earlier commit: only beside another run of it, with `--against`."""
 PATH = "/v1/chat/completions"
 PEER_KEY = "sk-bench-0123456789abcdef"
 
@@ -42,11 +44,13 @@ def bare(upstream_port: int) -> Subject:
     return Subject("bare", Target(upstream_port, PATH, (f"authorization: Bearer {PEER_KEY}",)), "")
 
 
-def headwater(directory: Path, upstream_port: int, core: int, *, is_capped: bool = False) -> Subject:
+def headwater(directory: Path, upstream_port: int, core: int, *, name: Name = "headwater") -> Subject:
     """Headwater as it is used: keys, prices and durable usage records on, database on the disk under `directory`.
 
-    is_capped: its key belongs to an organization that pays beforehand, under budgets of organization, project and key.
+    name: of `headwater-capped` the key belongs to an organization that pays beforehand, under budgets of organization, project
+    and key; `headwater-before` is the commit that `peers.earlier` laid out.
     """
+    env = dict(os.environ) | ({"PYTHONPATH": str(peers.EARLIER / "src")} if name == BEFORE else {})
     port = free_port()
     config = directory / "bench.toml"
     models = ("instant", "instant20", "stream")
@@ -70,14 +74,14 @@ def headwater(directory: Path, upstream_port: int, core: int, *, is_capped: bool
         core=core,
         ready_url=f"http://127.0.0.1:{port}/ready",
         timeout_s=60,
+        env=env,
     )
     try:
-        key = capped_key(config) if is_capped else headwater_key(config)
+        key = capped_key(config) if name == "headwater-capped" else headwater_key(config)
     except BaseException:
         program.stop()
         raise
     target = Target(port, PATH, (f"authorization: Bearer {key}",))
-    name: Name = "headwater-capped" if is_capped else "headwater"
     return Subject(name, target, "bench/", program, f"http://127.0.0.1:{port}/metrics")
 
 
@@ -179,5 +183,5 @@ def launch(name: Name, directory: Path, upstream_port: int, core: int) -> Subjec
     home = directory / name
     home.mkdir(parents=True, exist_ok=True)
     if name.startswith("headwater"):
-        return headwater(home, upstream_port, core, is_capped=name == "headwater-capped")
+        return headwater(home, upstream_port, core, name=name)
     return {"litellm": litellm, "portkey": portkey}[name](home, upstream_port, core)

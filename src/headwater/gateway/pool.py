@@ -81,7 +81,8 @@ class Pool(Generic[EndpointT]):
         placing: Placing[EndpointT] | None = None,
         is_slot_kept: bool = False,
     ) -> None:
-        """is_slot_kept: the first slot of each replica is kept for organizations of the last minute that have nothing waiting.
+        """is_slot_kept: the first slot of each replica is kept for organizations of the last minute that have nothing waiting, or
+        no place yet.
 
         Slots of one engine share one processor, so an empty one costs little; and engines read prompts in the order of slots,
         so whoever gets the first one is read next, whatever stands in the others.
@@ -277,7 +278,7 @@ class Pool(Generic[EndpointT]):
         return self._find_place(ticket.ask)
 
     def _find_place(self, ask: Ask) -> Place[EndpointT] | None:
-        if not self.is_slot_kept or not self._queue.should_keep(ask.organization_id, is_idle=not self.busy_count):
+        if not self.is_slot_kept or not self._queue.should_keep(ask, is_idle=not self.busy_count):
             return self.placing.place(ask, self.members)
         kept = [one for one in self.members.values() if len(one.slots) > 1 and not one.slots[0].is_busy]
         for member in kept:

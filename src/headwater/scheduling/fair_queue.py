@@ -378,20 +378,25 @@ class FairQueue(Generic[PlacedT]):
                 return max(tickets, key=lambda one: one.arrival)
         return None
 
-    def should_keep(self, organization_id: str, *, is_idle: bool) -> bool:
-        """Whether a place should be kept from this organization for another. is_idle: nothing runs at all.
+    def should_keep(self, ask: Ask, *, is_idle: bool) -> bool:
+        """Whether a place should be kept from this ask for another organization. is_idle: nothing runs at all.
 
-        True when another that was served of late has nothing waiting, so that it may come any moment, and this one has a
-        place already, or can have any other because nothing runs.
+        True when another that was served of late has nothing waiting, so that it may come any moment, or has just come and has
+        no place yet; and the ask's own has a place already, or can have any other because nothing runs. Who has come is let
+        in before the ask's own within the window only: for more than that, places go by weight.
         """
-        own = self._organizations.get(organization_id)
+        own = self._organizations.get(ask.organization_id)
         if not is_idle and (own is None or not own.in_flight_count):
             return False
+        counter_max = inf if own is None else own.counter + self.window_tokens
         for other_id in self.shares.recent():
-            if other_id != organization_id:
-                other = self._organizations.get(other_id)
-                if other is None or not other.queued_count:
-                    return True
+            if other_id == ask.organization_id:
+                continue
+            other = self._organizations.get(other_id)
+            if other is None or not other.queued_count:
+                return True
+            if not other.in_flight_count and any(other.waiting[: ask.band + 1]) and other.counter <= counter_max:
+                return True
         return False
 
     def gap(self) -> float:

@@ -510,11 +510,33 @@ def test_the_first_slot_is_kept_for_an_organization_that_was_here_lately() -> No
         waiting = [ask(one, "quiet", input_tokens=9) for _ in range(2)]
         await turn()
         assert waiting[0].result().slot.number == 0
-        one.release(waiting[0].result())  # both have one that waits now, so nobody else is expected
+        one.release(waiting[0].result())  # it waits now and has no place: the slot isn't for who has two
         await turn()
-        assert waiting[1].done() or more[1].done()
-        assert one.free_count == 0
-        for task in (*more, waiting[1]):
+        assert waiting[1].result().slot.number == 0
+        assert not more[1].done()
+        for task in more:
+            task.cancel()
+
+    run(work())
+
+
+def test_the_kept_slot_goes_by_weight_to_who_keeps_coming() -> None:
+    async def work() -> None:
+        one = Pool[str]("m", queued_max=100, is_slot_kept=True)
+        one.add_member(member(places_count=2))
+        one.release(await one.lease(of("greedy", input_tokens=9)))
+        held = await one.lease(of("flood", input_tokens=9))
+        waiting = {name: [ask(one, name, input_tokens=1500) for _ in range(9)] for name in ("flood", "greedy")}
+        firsts = []
+        for _ in range(12):  # always with a place of flood's, and none of greedy's
+            await turn()
+            name, task = next((name, task) for name in waiting for task in waiting[name] if task.done())
+            waiting[name].remove(task)
+            firsts.append(name)
+            one.release(task.result())
+        assert firsts.count("flood") >= 5, "the other goes ahead by a window at most, and then they take turns"
+        one.release(held)
+        for task in (*waiting["flood"], *waiting["greedy"]):
             task.cancel()
 
     run(work())
