@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,7 @@ def headwater(directory: Path, upstream_port: int, core: int, *, name: Name = "h
         env=env,
     )
     try:
-        key = capped_key(config) if name == "headwater-capped" else headwater_key(config)
+        key = capped_key(config) if name == "headwater-capped" else headwater_key(config, env)
     except BaseException:
         program.stop()
         raise
@@ -85,9 +86,9 @@ def headwater(directory: Path, upstream_port: int, core: int, *, name: Name = "h
     return Subject(name, target, "bench/", program, f"http://127.0.0.1:{port}/metrics")
 
 
-def headwater_key(config: Path, *arguments: str) -> str:
-    """Create an API key with the CLI, while the platform runs."""
-    key: str = _cli(config, "keys", "create", "--name", "bench", *arguments)["key"]
+def headwater_key(config: Path, env: Mapping[str, str] | None = None) -> str:
+    """Create an API key with the CLI, while the platform runs. env: of the platform's version, None for this one."""
+    key: str = _cli(config, "keys", "create", "--name", "bench", env=env)["key"]
     return key
 
 
@@ -106,9 +107,9 @@ def capped_key(config: Path) -> str:
     return str(key["key"])
 
 
-def _cli(config: Path, *arguments: str) -> dict[str, Any]:
+def _cli(config: Path, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     argv = [sys.executable, "-m", "headwater", *arguments, "--config", str(config), "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=env)
     if done.returncode:
         raise RuntimeError(f"`headwater {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
     answer: dict[str, Any] = json.loads(done.stdout)
