@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from headwater.settings.model import Settings
 
 KEY_VARIABLE = "HEADWATER_API_KEY"
+GC_OBJECTS = 10_000
+"""So many more objects than before, and the collector of cycles looks at the young ones: Python's 700 is one busy moment."""
 
 
 def up(
@@ -120,6 +122,7 @@ async def _serve(
         await platform.start(listener, bind_unix(admin_socket))
         on_loop.add_signal_handler(signal.SIGHUP, lambda: _begin(platform.reload(), reloads))
         gc.freeze()  # what is here now stays: with many keys and budgets, going over it takes tens of milliseconds
+        gc.set_threshold(GC_OBJECTS)  # requests are let go by counting; few leave cycles
         greeting = asyncio.ensure_future(_greet(platform, settings, console, is_asking=is_asking))
         stopped = asyncio.ensure_future(stopping.wait())
         try:

@@ -36,14 +36,14 @@ class Authenticator:
     async def authenticate(self, headers: Headers) -> Principal:
         """The principal of this request. Raises AuthenticationFailed."""
         secret = _presented_key(headers)
-        if not is_well_formed(secret):
-            raise AuthenticationFailed(f"This is not a key of this platform (they begin with hw-). {_NOW}")
         key_hash = hash_key(secret)
         principal = self._held.get(key_hash)
-        if principal is None:
+        if principal is not None:
+            self._held.move_to_end(key_hash)
+        elif is_well_formed(secret):
             principal = self._hold(await self._find(key_hash))
         else:
-            self._held.move_to_end(key_hash)
+            raise AuthenticationFailed(f"This is not a key of this platform (they begin with hw-). {_NOW}")
         if principal.expires_at_s is not None and principal.expires_at_s <= self._clock.now_s():
             raise AuthenticationFailed(f"The API key has expired. {_NOW}", code="expired_api_key")
         return principal

@@ -42,14 +42,23 @@ class LargeBodies:
 
 
 async def read_body(
-    receive: Receive, headers: Headers, *, bytes_max: int, timeout_s: float, large: LargeBodies | None = None
+    receive: Receive,
+    headers: Headers,
+    *,
+    bytes_max: int,
+    timeout_s: float,
+    large: LargeBodies | None = None,
+    is_here: bool = False,
 ) -> bytes:
     """The whole body. Raises BodyTooLarge (before reading it when the length is declared), TimedOut, ClientLeft.
 
     large: bounds how many bodies that may be large are read at once; Overloaded over it. None: as many as come.
+    is_here: all of it has come, so there is nothing to wait for and no time to bound.
     """
     if headers.content_length is not None and headers.content_length > bytes_max:
         raise _too_large(headers.content_length, bytes_max)
+    if is_here:
+        return await _read(receive, bytes_max)
     is_small = headers.content_length is not None and headers.content_length <= SMALL_BODY_BYTES
     try:
         if is_small or large is None:

@@ -77,7 +77,9 @@ class Caller:
             raise NoReplica(f"No replica of {target.pool.name!r} is ready.", retry_after_s=30)
         if target.guard is not None:
             target.guard.refuse_if_open(self._course.clock.monotonic_s())
-        target.pool.check(self._course.request.payload.choices_count, self._course.ask())
+        places_count = self._course.request.payload.choices_count
+        if not target.pool.has_room(places_count):
+            target.pool.check(places_count, self._course.ask())
 
     async def size(self) -> Sized:
         """The payload with its output cap, as the first target that can hold it has it. Raises ContextLengthExceeded."""

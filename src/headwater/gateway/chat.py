@@ -1,7 +1,6 @@
 """`POST /v1/chat/completions`: steps 1 to 5, then the life of the request with the sink the caller asked for."""
 
 import asyncio
-from typing import Any
 
 import structlog
 
@@ -12,7 +11,7 @@ from headwater.errors import InvalidRequest, Overloaded, PlatformError
 from headwater.gateway.attempt import BYTES_PER_TOKEN_ESTIMATED
 from headwater.gateway.auth import Authenticator
 from headwater.gateway.body import ClientLeft, LargeBodies, Receive, read_body
-from headwater.gateway.connections import ADMITTED
+from headwater.gateway.connections import ADMITTED, BoundedProtocol
 from headwater.gateway.deadline import Deadline
 from headwater.gateway.headers import TAGS_HEADER, read_headers, read_tags, require_json
 from headwater.gateway.http import Scope
@@ -66,6 +65,7 @@ class ChatCompletions:
         request_id = new_id(REQUEST)
         answer_headers: HeaderList = [(b"x-request-id", request_id.encode())]
         settings = self._settings
+        connection: BoundedProtocol = scope["state"]["connection"]
         ticket: Ticket | None = None
         try:
             headers = read_headers(scope)
@@ -78,6 +78,7 @@ class ChatCompletions:
                 bytes_max=settings.body_bytes_max,
                 timeout_s=settings.idle_timeout_s,
                 large=self._large_bodies,
+                is_here=connection.has_body,
             )
             parsed = openai_chat.parse(body, settings)
             tags = self._declared_tags(read_tags(headers), principal)
@@ -130,17 +131,17 @@ class ChatCompletions:
         if not parsed.is_stream:
             collector = AnswerCollector(head, parsed.chat.choices_count)
             try:
-                await life.run(receive, WholeSink(send, collector, answer_headers))
+                await life.run(connection.watch, WholeSink(send, collector, answer_headers))
             finally:
                 if ticket is not None:
                     self._idempotency.release(ticket)
             return
         # A client that reads nothing for so long has left: its connection is cut, which the life notices as such.
-        stall = Deadline(asyncio.get_running_loop(), settings.write_stall_timeout_s, _abort(scope))
+        stall = Deadline(asyncio.get_running_loop(), settings.write_stall_timeout_s, connection.abort)
         writer = StreamWriter(head, parsed.include_usage)
         try:
             await life.run(
-                receive,
+                connection.watch,
                 StreamSink(send, writer, answer_headers, include_usage=parsed.include_usage, stall=stall),
             )
         finally:
@@ -201,9 +202,3 @@ class ChatCompletions:
         log.info("request_replayed", request_id=replay.request_id)
         again = [(b"idempotent-replayed", b"true"), (b"x-headwater-original-request-id", replay.request_id.encode())]
         await send_body(send, 200, replay.body, [*headers, *again])
-
-
-def _abort(scope: Scope) -> Any:
-    """How to cut this request's connection; `server.py` puts its transport into the scope."""
-    transport: asyncio.Transport = scope["state"]["transport"]
-    return transport.abort

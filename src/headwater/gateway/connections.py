@@ -6,7 +6,7 @@ time it takes, and a pipelining client could queue requests without end. See `do
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -25,8 +25,8 @@ REFUSED_S: Final = 1.0
 REFUSED_MAX: Final = 256
 """Connections over the bound that are told; those over this one too are cut off unheard."""
 RETRY_AFTER_S: Final = 1
-
-
+INTERIM: Final = b"HTTP/1.1 100"
+"""How an answer begins that only says that the body may come."""
 ADMITTED: Final = "is_admitted"
 """Set in a request's `state` when `Bounds.refuse_early` let it pass: it is not to be asked again."""
 RefuseEarly = Callable[[bytes, bytes], PlatformError | bool]
@@ -52,6 +52,48 @@ def canned(error: PlatformError, *, is_last: bool = True) -> bytes:
             body,
         )
     )
+
+
+class OneWrite:
+    """The transport of one answer: its head waits for the first piece of its body, and both go out in one write.
+
+    A write is a system call, and a wake-up of whoever reads; of a short answer the second one is a twentieth of all its work.
+    What the application sends as a head it must be ready to follow with a body at once.
+    """
+
+    __slots__ = ("_head", "_transport", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.write: Callable[[bytes], None] = self._write_head
+        """See asyncio.WriteTransport."""
+
+    def _write_head(self, data: bytes) -> None:
+        if data.startswith(INTERIM):
+            self._transport.write(data)
+            return
+        self._head = data
+        self.write = self._write_first
+
+    def _write_first(self, data: bytes) -> None:
+        self.write = self._transport.write
+        self._transport.write(self._head + data)
+        self._head = b""
+
+    def flush(self) -> None:
+        """Let a head go that no body followed."""
+        if self._head:
+            self._write_first(b"")
+
+    def close(self) -> None:
+        """See asyncio.BaseTransport."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """See asyncio.BaseTransport."""
+        return self._transport.is_closing()
 
 
 class Bounds:
@@ -83,7 +125,7 @@ class Bounds:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's connection within bounds. Its transport is in each request's `state`, so that it can be cut off."""
+    """uvicorn's connection within bounds. It is in each request's `state` as `connection`."""
 
     def __init__(self, bounds: Bounds, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -98,11 +140,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._data = b""
         self._is_skipping = False
         """The request was refused by its head; its body is passed over."""
+        self._answer: OneWrite | None = None
+        self._on_lost: Callable[[], None] | None = None
+        self._is_lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
+        self.app_state = {**self.app_state, "connection": self}
         bounds = self._bounds
         bounds.open.add(self)
         over_count = len(bounds.open) - bounds.connections_max
@@ -118,6 +163,32 @@ class BoundedProtocol(HttpToolsProtocol):
         """See asyncio.Protocol."""
         self._bounds.open.discard(self)
         super().connection_lost(exc)
+        self._is_lost = True
+        if self._on_lost is not None:
+            self._on_lost()
+
+    # -- what a request can know of its connection, and do with it -------------------------------------------------------
+
+    def watch(self, on_lost: Callable[[], None] | None) -> None:
+        """See `stop.Watch`. In place of a task that waits in `receive`, which costs more than most of a short request's steps."""
+        self._on_lost = on_lost
+        if on_lost is None:
+            return
+        if self._is_lost:
+            on_lost()
+        else:
+            self.flow.resume_reading()  # it may have stopped within a large body, and the end is read like anything else
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the whole body of the request being served has come: reading it doesn't wait."""
+        return not self.cycle.more_body
+
+    def abort(self) -> None:
+        """Cut it off."""
+        self.transport.abort()
+
+    # -- what the transport calls ----------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -178,6 +249,15 @@ class BoundedProtocol(HttpToolsProtocol):
             if found:
                 self.scope["state"][ADMITTED] = True
         super().on_headers_complete()
+        if self.cycle is not None:
+            self._answer = OneWrite(self.transport)
+            self.cycle.transport = cast("asyncio.Transport", self._answer)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn."""
+        if self._answer is not None:
+            self._answer.flush()
+        super().on_response_complete()
 
     def _refuse_by_head(self, error: PlatformError) -> None:
         """Answer without a task, without the body: the cheapest answer there is."""

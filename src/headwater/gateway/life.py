@@ -8,8 +8,8 @@ settlement is made once, before anything that says the answer is complete.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 
@@ -24,7 +24,7 @@ from headwater.gateway.relay import Course
 from headwater.gateway.routing import Target
 from headwater.gateway.settle import Settler
 from headwater.gateway.sinks import Sink
-from headwater.gateway.stop import LiveRequests, Stopped, watch_disconnect
+from headwater.gateway.stop import LiveRequests, Stopped, Watch
 from headwater.gateway.telemetry import Telemetry
 from headwater.gateway.weights import Weights
 from headwater.ledger.charge import is_void, request_cost_nanos
@@ -77,23 +77,23 @@ class Life:
         self._stop = self._course.stop
         self._attempts = self._course.attempts
 
-    async def run(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], sink: Sink) -> None:
-        """Serve the request to its last byte; whatever happens, it is settled."""
+    async def run(self, watch: Watch, sink: Sink) -> None:
+        """Serve the request to its last byte; whatever happens, it is settled. watch: the connection of its client."""
         self._context.live.add(self._stop)
         try:
-            await self._conclude(await self._end(receive, sink), sink)
+            await self._conclude(await self._end(watch, sink), sink)
         finally:
             self._context.live.discard(self._stop)
 
-    async def _end(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], sink: Sink) -> Ending:
+    async def _end(self, watch: Watch, sink: Sink) -> Ending:
         """Answer the request under its stop button and time-out, and say how that ended."""
         context, stop = self._context, self._stop
         left_s = self.request.deadline_s - context.clock.monotonic_s()
         total = Deadline(asyncio.get_running_loop(), max(0.0, left_s), self._out_of_time)
         total.start()
-        watcher = asyncio.ensure_future(watch_disconnect(receive, stop))
         try:
             with stop:
+                watch(self._left)
                 await self._answer(sink)
             return Ending("ok")
         except Stopped as stopped:
@@ -112,7 +112,7 @@ class Life:
                 "upstream_error", PlatformError("The platform failed on this request; the cause is in its log.")
             )
         finally:
-            watcher.cancel()
+            watch(None)
             total.close()
 
     # -- step 6: admit ---------------------------------------------------------------------------------------------
@@ -262,6 +262,9 @@ class Life:
         if attempt.is_own:
             return None
         return self._context.cashier.prices.current(attempt.target, received_ms, kind="cost")
+
+    def _left(self) -> None:
+        self._stop.press("client_gone", None)
 
     def _out_of_time(self) -> None:
         self._stop.press("timeout", TimedOut("The request ran into its total time-out."))

@@ -117,7 +117,10 @@ class Pool(Generic[EndpointT]):
     @property
     def free_count(self) -> int:
         """Places that are free."""
-        return sum([member.free_count for member in self.members.values()])
+        count = 0
+        for member in self.members.values():
+            count += member.free_count
+        return count
 
     @property
     def busy_count(self) -> int:
@@ -145,6 +148,10 @@ class Pool(Generic[EndpointT]):
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
+    def has_room(self, places_count: int) -> bool:
+        """Whether so many attempts would all have a place at once: then there is nothing to check."""
+        return not self._queue.waiting_count and self.free_count >= places_count
+
     def check(self, places_count: int, ask: Ask | None = None) -> None:
         """Refuse now what could not be served, before anything else is done for it.
 
@@ -156,9 +163,9 @@ class Pool(Generic[EndpointT]):
         if not self.members:
             self._require_replica()
         queue = self._queue
-        free = self.free_count
-        if free >= places_count and not queue.waiting_count:
+        if self.has_room(places_count):
             return
+        free = self.free_count
         more = places_count if queue.waiting_count else places_count - free
         excess = queue.waiting_count + max(0, places_count - free) - self.queued_max
         if excess > 0 and not (ask is not None and self._evict(ask, excess)):

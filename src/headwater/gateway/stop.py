@@ -1,12 +1,18 @@
 """Why a request is ended from outside, and how: the first reason wins, and it interrupts the request's task once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 from headwater.errors import PlatformError
 from headwater.usage import Outcome
+
+Watch = Callable[[Callable[[], None] | None], None]
+"""Watches a client's connection: calls what it is given once when the connection is lost, at once when it is lost already.
+
+None: nothing is to be called any more.
+"""
 
 
 class Stopped(Exception):
@@ -86,10 +92,3 @@ class LiveRequests:
         while self._stops:
             self._is_empty.clear()
             await self._is_empty.wait()
-
-
-async def watch_disconnect(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], stop: Stop) -> None:
-    """Press the button when the client leaves (EOF or reset). Runs as a task beside the request, cancelled with its end."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    stop.press("client_gone", None)

@@ -106,3 +106,11 @@ async def test_only_so_many_large_bodies_are_read_at_once_and_small_ones_always(
     await asyncio.wait([first])
     assert await reading(receiving(part(b"x")), None) == b"x"
     assert large.count == 0
+
+
+def test_a_body_that_is_here_is_bounded_too_but_sets_no_timer() -> None:
+    async def here() -> dict[str, Any]:
+        return part(b"x" * 11)
+
+    with pytest.raises(BodyTooLarge, match="11 bytes or more"):
+        run(read_body(here, Headers(content_length=None), bytes_max=10, timeout_s=60, is_here=True))

@@ -1,10 +1,9 @@
 import asyncio
-from typing import Any
 
 import pytest
 
 from headwater.errors import PlatformError, TimedOut
-from headwater.gateway.stop import LiveRequests, Stop, Stopped, watch_disconnect
+from headwater.gateway.stop import LiveRequests, Stop, Stopped
 from tests.unit.gateway.fake_time import run
 
 
@@ -176,22 +175,5 @@ def test_all_live_requests_are_stopped_and_waited_for() -> None:
         await live.empty()
         assert len(live) == 0
         assert [request.task.result() for request in requests] == ["upstream_error the end"] * 5
-
-    run(work())
-
-
-def test_a_client_that_leaves_presses_the_button_and_what_it_sends_before_does_not() -> None:
-    async def work() -> None:
-        messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        request = await waiting_request()
-        watcher = asyncio.ensure_future(watch_disconnect(messages.get, request.stop))
-        for _ in range(3):
-            messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
-        while not messages.empty():
-            await asyncio.sleep(0)
-        assert not request.task.done()
-        messages.put_nowait({"type": "http.disconnect"})
-        assert await request.task == "client_gone None"
-        await watcher
 
     run(work())
