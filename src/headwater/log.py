@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import IO, Any
 
 import msgspec
@@ -19,17 +21,18 @@ def configure_logging(settings: LogSettings) -> None:
     is_console = settings.format == "console" or is_terminal
     if is_terminal:  # who sits there reads what the command prints; a line for each request would bury it
         level = max(level, logging.WARNING)
-    processors: list[Any] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
+    processors: list[Any]
     factory: Any
     if is_console:
-        processors.append(structlog.dev.ConsoleRenderer(pad_event_to=0))
+        processors = [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(pad_event_to=0),
+        ]
         factory = structlog.PrintLoggerFactory(_lossy(sys.stderr))
     else:
-        processors.append(structlog.processors.JSONRenderer(serializer=_to_json))
+        processors = [_to_json]
         factory = structlog.BytesLoggerFactory(_lossy(sys.stderr.buffer))
     structlog.configure(
         processors=processors,
@@ -69,5 +72,13 @@ def _lossy(stream: IO[Any]) -> Any:
     return _LossyStream(stream)
 
 
-def _to_json(fields: dict[str, Any], **_options: Any) -> bytes:
-    return msgspec.json.encode(fields, enc_hook=str)
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def _to_json(logger: Any, level: str, fields: MutableMapping[str, Any]) -> bytes:
+    """What the four steps above do, in one: a line is written for every request."""
+    if "exc_info" in fields:
+        fields = structlog.processors.format_exc_info(logger, level, fields)
+    fields["level"] = level
+    fields["timestamp"] = datetime.now(UTC)
+    return _encode(fields)
