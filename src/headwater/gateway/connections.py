@@ -144,29 +144,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._on_lost: Callable[[], None] | None = None
         self._is_lost = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio.Protocol."""
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, "connection": self}
-        bounds = self._bounds
-        bounds.open.add(self)
-        over_count = len(bounds.open) - bounds.connections_max
-        if over_count > 0:
-            bounds.on_refused()
-            self._is_refused = True
-            if over_count > REFUSED_MAX:
-                transport.abort()
-            else:
-                self.loop.call_later(REFUSED_S, transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self._bounds.open.discard(self)
-        super().connection_lost(exc)
-        self._is_lost = True
-        if self._on_lost is not None:
-            self._on_lost()
-
     # -- what a request can know of its connection, and do with it -------------------------------------------------------
 
     def watch(self, on_lost: Callable[[], None] | None) -> None:
@@ -189,6 +166,29 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     # -- what the transport calls ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "connection": self}
+        bounds = self._bounds
+        bounds.open.add(self)
+        over_count = len(bounds.open) - bounds.connections_max
+        if over_count > 0:
+            bounds.on_refused()
+            self._is_refused = True
+            if over_count > REFUSED_MAX:
+                transport.abort()
+            else:
+                self.loop.call_later(REFUSED_S, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._bounds.open.discard(self)
+        super().connection_lost(exc)
+        self._is_lost = True
+        if self._on_lost is not None:
+            self._on_lost()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
