@@ -345,7 +345,8 @@ async def time_outs(repeats: int, scale: float, progress: Progress) -> Figures:
 async def run(size: Size, seed: int, state: State, progress: Progress) -> list[Row]:  # noqa: ARG001 nothing is drawn
     """The matrix, the time-outs, each outage, then the twins."""
     repeats, lasts_s = REPEATS[size], OUTAGE_S[size]
-    progress.begin("requests", repeats * (len(FAULTS) * 4 + 8) + len(TWINS))
+    matrices_count = repeats + sum(caught_by == "matrix" for caught_by in TWINS.values())
+    progress.begin("requests", matrices_count * len(FAULTS) * 4 + repeats * 8 + len(TWINS))
     if not state.is_done("round-matrix"):
         state.save("round-matrix", await matrix(repeats, progress))
     if not state.is_done("round-timeouts"):
