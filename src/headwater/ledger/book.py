@@ -228,12 +228,12 @@ class Book:
                 raise self._shortfall(counter, amount_nanos)
         lots: list[tuple[Lot, int]] = []
         if wallet.lots or wallet.is_prepaid:
-            if wallet.is_prepaid and (available := wallet.available_nanos(now_ms)) < max(1, amount_nanos):
+            if wallet.is_prepaid and not wallet.covers(max(1, amount_nanos), now_ms):
                 raise Shortfall(
                     scope="wallet",
                     scope_id=organization_id,
                     needed_nanos=amount_nanos,
-                    available_nanos=available,
+                    available_nanos=wallet.available_nanos(now_ms),
                 )
             lots = wallet.take(amount_nanos, now_ms)
         for counter in counters:

@@ -77,6 +77,15 @@ class Wallet:
         """Credit that may still be reserved."""
         return sum([lot.free_nanos for lot in self.lots if lot.usable_until_ms > now_ms])
 
+    def covers(self, amount_nanos: int, now_ms: int) -> bool:
+        """Whether so much credit may still be reserved."""
+        for lot in self.lots:
+            if lot.usable_until_ms > now_ms:
+                amount_nanos -= lot.free_nanos
+                if amount_nanos <= 0:  # mostly the first has enough
+                    return True
+        return amount_nanos <= 0
+
     def take(self, amount_nanos: int, now_ms: int) -> list[tuple[Lot, int]]:
         """Hold an amount, or as much of it as there is; (lot, nanos) in the order they will be spent."""
         taken: list[tuple[Lot, int]] = []

@@ -50,6 +50,15 @@ def test_credit_is_over_from_the_moment_it_expires(now_ms: int, is_over: bool) -
     assert taken(one, 10, now_ms) == ([] if is_over else [("a", 10)])
 
 
+@pytest.mark.parametrize("now_ms", [0, 500, 900])
+@pytest.mark.parametrize("lots", [(), (10,), (10, 5), (0, 10, 5)])
+def test_credit_covers_what_is_available_and_no_more(lots: tuple[int, ...], now_ms: int) -> None:
+    terms_ms = (None, 500, 900)
+    one = wallet(*(lot(f"grant_{number}", nanos, terms_ms[number]) for number, nanos in enumerate(lots)))
+    available = one.available_nanos(now_ms)
+    assert [one.covers(nanos, now_ms) for nanos in (0, available, available + 1)] == [True, True, False]
+
+
 def test_revoked_credit_is_over_at_once() -> None:
     one = wallet(lot("a", 10), lot("b", 10))
     assert one.lots[0].end(is_revoked=True) == 10
