@@ -391,7 +391,7 @@ class Book:
         """The hold has expired: post what it would have posted if every cap and the credit still allow it, else we bear it."""
         wallet, charge_nanos = hold.wallet, min(cost_nanos, hold.amount_nanos)
         can_pay = all(counter.available_nanos >= charge_nanos for counter in hold.counters) and (
-            not wallet.is_prepaid or wallet.available_nanos(now_ms) >= charge_nanos
+            not wallet.is_prepaid or wallet.covers(charge_nanos, now_ms)
         )
         if not can_pay:
             return Settled(0, cost_nanos, (), (), (), (), is_late=True)
