@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from headwater import __version__
 
 CANARY = "sk-canary-c0ffee"
-HELP_S_MAX = 0.5
 
 
 def headwater(*arguments: str, cwd: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -89,16 +87,11 @@ def test_an_unknown_noun_is_a_usage_error(tmp_path: Path) -> None:
     assert headwater("confg", cwd=tmp_path).returncode == 2
 
 
-def _help_takes_s(cwd: Path) -> float:
-    began_s = time.perf_counter()
-    done = headwater("--help", cwd=cwd)
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    """How quick that makes it, `bench.gateway` measures."""
+    done = headwater("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "config" in done.stdout
-    return time.perf_counter() - began_s
-
-
-def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    assert any(_help_takes_s(tmp_path) < HELP_S_MAX for _ in range(5)), "best of five, since the machine may be busy"
     program = "import sys, headwater.cli.main; print(*sys.modules)"
     source = str(Path(__file__).parents[3] / "src")
     modules = subprocess.run(
