@@ -25,10 +25,10 @@ from tests.rig.processes import fake_engine
 
 NAME = "soak"
 LEGS = {"full": 2, "short": 1}
-STEPS = {"full": (2_000, *[10_000] * 10), "short": (600, *[600] * 3)}
+STEPS = {"full": (2_000, *[10_000] * 10), "short": (2_000, 800, 800)}
 """Requests of each step of a leg; the first only warms up what is opened and cached once."""
-WARM_STEPS = {"full": 2, "short": 1}
-"""Steps before memory is looked at: caches and pools fill, and the allocator finds its size."""
+WARM_STEPS = {"full": 2, "short": 0}
+"""Looks at memory that don't count: until about 1,800 requests caches and pools fill, and the allocator finds its size."""
 SLOPE_MB_MAX = {"full": 1.0, "short": 12.0}
 """MB per ten thousand requests. The short form sees too few of them for more than the leak of its twin."""
 CALLERS_COUNT = 16
