@@ -25,9 +25,12 @@ import msgspec
 
 from headwater.replica import STATE_FILES
 
-PREFILL_BATCH_S_MAX = 0.4
-"""One prefill batch may take this long: it is how long a client that left can go unnoticed."""
-_BATCH_FIRST = 32
+PREFILL_BATCH_S_AIM, PREFILL_BATCH_S_MAX = 0.2, 0.4
+"""What one prefill batch should take, and may. A newcomer waits for the batch under way and then for its own, others get a
+token with each batch, and a client that left goes unnoticed for as long."""
+BATCH_EFFICIENT = 24
+"""Fewer tokens at once are read noticeably slower, for each batch fetches all weights; more are hardly read faster on a CPU."""
+_BATCH_FIRST = BATCH_EFFICIENT
 _BATCH_MIN, _BATCH_MAX, _BATCH_STEP = 16, 512, 8
 _HEADROOM = 0.85
 """Batches are sized for this share of the limit: a busier machine is slower than the one that was measured."""
@@ -66,9 +69,15 @@ class ChildStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 def choose_batch_tokens(token_s: float) -> int:
-    """The largest batch that stays within PREFILL_BATCH_S_MAX with headroom, when one prompt token takes token_s seconds."""
-    fitting = int(PREFILL_BATCH_S_MAX * _HEADROOM / token_s) // _BATCH_STEP * _BATCH_STEP
-    return max(_BATCH_MIN, min(_BATCH_MAX, fitting))
+    """The batch for a machine that takes token_s seconds for one prompt token: as many as fit into PREFILL_BATCH_S_AIM, and at
+    least BATCH_EFFICIENT as long as that stays within PREFILL_BATCH_S_MAX.
+    """
+
+    def fitting(limit_s: float) -> int:
+        return int(limit_s * _HEADROOM / token_s) // _BATCH_STEP * _BATCH_STEP
+
+    wanted = max(fitting(PREFILL_BATCH_S_AIM), min(BATCH_EFFICIENT, fitting(PREFILL_BATCH_S_MAX)))
+    return max(_BATCH_MIN, min(_BATCH_MAX, wanted))
 
 
 def engine_params(spec: ChildSpec, batch_tokens: int) -> Any:

@@ -294,7 +294,7 @@ class DeploymentSettings:
         default=None,
         metadata=_about(
             "Prompt tokens read in one go, which can't be interrupted; not set means measured at the first start, so "
-            "that one batch takes at most 0.4 s.",
+            "that one batch takes about 0.2 s, at most 0.4 s.",
             values.WholeNumber(8, 16_384),
         ),
     )

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from headwater.engines.child import (
     EXIT_CANNOT_START,
+    BATCH_EFFICIENT,
+    PREFILL_BATCH_S_AIM,
     PREFILL_BATCH_S_MAX,
     ChildSpec,
     ChildStatus,
@@ -87,6 +89,14 @@ def test_a_measured_batch_stays_within_its_time_where_any_batch_can(token_s: flo
     assert batch % 8 == 0
     assert 16 <= batch <= 512
     assert batch == 16 or batch * token_s <= PREFILL_BATCH_S_MAX
+    assert batch <= BATCH_EFFICIENT or batch * token_s <= PREFILL_BATCH_S_AIM
+
+
+def test_a_batch_is_as_short_as_reading_stays_quick() -> None:
+    assert choose_batch_tokens(0.0005) == 336  # 0.17 s: what fits
+    assert choose_batch_tokens(0.008) == BATCH_EFFICIENT  # 0.19 s; fewer would take less, and read slower
+    assert choose_batch_tokens(0.012) == BATCH_EFFICIENT  # 0.29 s, within the bound
+    assert choose_batch_tokens(0.018) == 16  # the bound holds before all
 
 
 @given(st.floats(1e-6, 10), st.floats(1e-6, 10))
