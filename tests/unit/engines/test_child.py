@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.engines.child import (
-    EXIT_CANNOT_START,
     BATCH_EFFICIENT,
+    EXIT_CANNOT_START,
     PREFILL_BATCH_S_AIM,
     PREFILL_BATCH_S_MAX,
     ChildSpec,
