@@ -29,7 +29,8 @@ PREFILL_BATCH_S_AIM, PREFILL_BATCH_S_MAX = 0.2, 0.4
 """What one prefill batch should take, and may. A newcomer waits for the batch under way and then for its own, others get a
 token with each batch, and a client that left goes unnoticed for as long."""
 BATCH_EFFICIENT = 24
-"""Fewer tokens at once are read noticeably slower, for each batch fetches all weights; more are hardly read faster on a CPU."""
+"""Fewer tokens at once are read much slower, for each batch fetches all weights. More are read up to a tenth faster, and all
+who come then wait longer: `docs/explanation/scheduling.md` has the figures."""
 _BATCH_FIRST = BATCH_EFFICIENT
 _BATCH_MIN, _BATCH_MAX, _BATCH_STEP = 16, 512, 8
 _HEADROOM = 0.85

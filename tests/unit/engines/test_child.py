@@ -92,7 +92,7 @@ def test_a_measured_batch_stays_within_its_time_where_any_batch_can(token_s: flo
     assert batch <= BATCH_EFFICIENT or batch * token_s <= PREFILL_BATCH_S_AIM
 
 
-def test_a_batch_is_as_short_as_reading_stays_quick() -> None:
+def test_a_batch_is_short_but_not_of_too_few_tokens() -> None:
     assert choose_batch_tokens(0.0005) == 336  # 0.17 s: what fits
     assert choose_batch_tokens(0.008) == BATCH_EFFICIENT  # 0.19 s; fewer would take less, and read slower
     assert choose_batch_tokens(0.012) == BATCH_EFFICIENT  # 0.29 s, within the bound
