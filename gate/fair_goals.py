@@ -1,5 +1,6 @@
 """What fairness must come to, as figures with their bounds. Pure."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ class Goal(NamedTuple):
         return holds if self.twin is None else not holds
 
     def __str__(self) -> str:
+        if math.isinf(self.limit):
+            return f"{self.name} {self.value:.4g}{self.unit}"
         sign = "≥" if self.is_least else "≤"
         text = f"{self.name} {self.value:.4g}{self.unit} (must be {sign} {self.limit:.4g}{self.unit})"
         return text if self.twin is None else f"{self.name} of {self.twin} {self.value:.4g}{self.unit}"
@@ -34,6 +37,11 @@ class Goal(NamedTuple):
 def at_most(name: str, value: float, limit: float, unit: str = "") -> Goal:
     """A figure with an upper bound."""
     return Goal(name, value, limit, is_least=False, unit=unit)
+
+
+def told(name: str, value: float, unit: str = "") -> Goal:
+    """A figure without a bound, for whoever wants to know how another one came about."""
+    return Goal(name, value, -math.inf, unit=unit)
 
 
 def rows(test: str, goals: Sequence[Goal]) -> list[Row]:
