@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ token with each batch, and a client that left goes unnoticed for as long."""
 BATCH_EFFICIENT = 24
 """Fewer tokens at once are read much slower, for each batch fetches all weights. More are read up to a tenth faster, and all
 who come then wait longer: `docs/explanation/scheduling.md` has the figures."""
+ATTENTION_PAIRS_MAX = 2**20
+"""Without flash attention the scores of a batch's tokens against their context are held at once, 4 bytes for each pair and head."""
 _BATCH_FIRST = BATCH_EFFICIENT
 _BATCH_MIN, _BATCH_MAX, _BATCH_STEP = 16, 512, 8
 _HEADROOM = 0.85
@@ -81,6 +84,17 @@ def choose_batch_tokens(token_s: float) -> int:
     return max(_BATCH_MIN, min(_BATCH_MAX, wanted))
 
 
+def wants_flash_attention(devices: Iterable[Mapping[str, Any]], batch_tokens: int, context_tokens: int) -> bool:
+    """Whether llama.cpp may use it. devices: as `xllamacpp.get_device_info` lists them.
+
+    It is for GPUs. On a CPU llama.cpp's reads one token at a time against the whole context, except in batches of 64 or more:
+    answers behind a long prompt then take up to three times as long. So it is only left on for its memory.
+    """
+    return (
+        any("GPU" in device["type"].name for device in devices) or batch_tokens * context_tokens > ATTENTION_PAIRS_MAX
+    )
+
+
 def engine_params(spec: ChildSpec, batch_tokens: int) -> Any:
     """llama.cpp's parameters for this spec. Its defaults would share an 8 GiB prompt cache between callers."""
     import xllamacpp
@@ -99,6 +113,8 @@ def engine_params(spec: ChildSpec, batch_tokens: int) -> Any:
     params.offline = True
     params.hostnames = [spec.socket_path]
     params.api_keys = [spec.api_key]
+    if not wants_flash_attention(xllamacpp.get_device_info(), batch_tokens, spec.context_tokens):
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if spec.chat_template is not None:
         params.chat_template = spec.chat_template
     if has_state_files():

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import xllamacpp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from headwater.engines.child import (
     ChildStatus,
     choose_batch_tokens,
     engine_params,
+    wants_flash_attention,
 )
 
 WAIT_S = 20.0
@@ -116,6 +118,20 @@ def test_the_engine_is_told_to_share_nothing_between_callers(tmp_path: Path) -> 
     assert list(params.hostnames) == [str(tmp_path / "e.sock")]
     assert params.chat_template == "{{ messages }}"
     assert params.n_threads_http > 3  # a busy slot holds one thread; questions need another
+
+
+CPU, GPU = (
+    {"type": getattr(xllamacpp.ggml_backend_dev_type, f"GGML_BACKEND_DEVICE_TYPE_{name}")} for name in ("CPU", "GPU")
+)
+
+
+def test_flash_attention_is_for_gpus_and_for_what_would_not_fit_otherwise(tmp_path: Path) -> None:
+    assert not wants_flash_attention([CPU], 24, 4096)
+    assert not wants_flash_attention([CPU], 512, 2048)
+    assert wants_flash_attention([CPU], 512, 4096)  # the scores would take 8 MB a head
+    assert wants_flash_attention([CPU, GPU], 24, 4096)
+    params = engine_params(spec(tmp_path), 32)
+    assert params.flash_attn_type == xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
 STATES = """
