@@ -64,7 +64,7 @@ bench: $(VENV)/.developed  ## the gateway's cost beside its peers (about 15 minu
 bench-engine: $(VENV)/.developed models  ## the engine through the gateway beside the bare engine
 	$(BIN)/python -m bench.engine $(ARGS)
 
-bench-prefix: $(VENV)/.developed models  ## bursts with one long beginning, beside the bare engine (about 10 minutes; exit code by the goals)
+bench-prefix: $(VENV)/.developed models  ## bursts with one long beginning, beside the bare engine (10 to 20 minutes; exit code by the goals)
 	$(BIN)/python -m bench.prefix $(ARGS)
 
 bench-ledger: $(VENV)/.developed  ## what a reservation and a settlement cost, empty and with 5 million records
