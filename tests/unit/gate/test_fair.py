@@ -3,7 +3,7 @@
 import pytest
 
 from gate import fair_simulated
-from gate.fair_goals import Goal, at_most, rows, sentence
+from gate.fair_goals import Goal, at_most, rows, sentence, told
 from gate.fair_world import jain, percentile
 from gate.rows import missed
 from headwater.scheduling.fair_queue import FairQueue
@@ -52,6 +52,7 @@ def test_goals_are_judged_and_told() -> None:
         "fair: every goal met: a 1 (must be ≥ 0.9); 1 of 1 broken orders caught; 3 s."
     )
     assert "MISSED b 3 s (must be ≤ 2 s)" in sentence([good, bad, caught], 3.2)
+    assert sentence([good, caught, told("n", 24.0)], 3.2).startswith("fair: every goal met: a 1 (must be ≥ 0.9), n 24;")
     assert missed(rows("fair", [good, caught])) == []
     assert len(missed(rows("fair", [good, bad, uncaught]))) == 2
 
