@@ -63,7 +63,7 @@ async def platform(engine: FakeEngineHandle, black_hole_url: str, module_path: P
     async with running_platform(text, module_path / "p") as running:
         yield running
         await running.idle()
-        found = audit(running.database, await engine.settled(1))
+        found = audit(running.database, await engine.settled(1), stall_s=STALL_S)
         print(found)
         assert found.is_clean, str(found)
 

@@ -25,7 +25,7 @@ __all__ = ["METRICS", "Ack", "Audit", "Finding", "audit"]
 LIES = frozenset({"usage_negative", "usage_absurd"})
 """Reports that nobody may believe; `usage_shift` looks true and is believed."""
 CUT_SPAN_S = 1.0
-"""A cut stream may have been sent at most what the engine makes in this time beyond what is billed."""
+"""A cut stream may have been sent at most what the engine makes in this time beyond what is billed: what nobody read any more."""
 SETTLED_WITHIN_NS = 1_000_000_000
 """An attempt that ended so long before a kill has been settled by then."""
 MARK_TOKENS, MARK_S, COMMIT_S, READ_TOKENS = 256, 1.0, 0.5, 64
@@ -96,11 +96,13 @@ def audit(
     acks: Iterable[Ack] = (),
     killed_at_ns: int | Sequence[int] | None = None,
     is_at_rest: bool = True,
+    stall_s: float = 0.0,
 ) -> Audit:
     """Recompute everything.
 
     killed_at_ns: when the platform was killed (monotonic), each time; attempts it had under way, or not yet settled,
     have no row unless a mark told of them. is_at_rest: no request is being served, and after a kill it was started again.
+    stall_s: how long a client may read nothing before it is cut off; for as long an engine goes on into the buffers between.
     """
     ledger, acks = Ledger.read(database), list(acks)
     kills = [killed_at_ns] if isinstance(killed_at_ns, int) else list(killed_at_ns or ())
@@ -110,7 +112,7 @@ def audit(
         *_references(ledger),
         *_acknowledged(ledger, acks, is_killed=bool(kills)),
         *_repeated(ledger, acks),
-        *_truth(ledger, truth, kills),
+        *_truth(ledger, truth, kills, CUT_SPAN_S + stall_s),
         *check_ledger(ledger, is_at_rest=is_at_rest),
     ]
     for record in ledger.records:
@@ -255,7 +257,7 @@ def _times(record: Row) -> Iterator[Finding]:
         yield Finding("times", record["request_id"], "a first token was sent; no output is recorded")
 
 
-def _truth(ledger: Ledger, truth: Truth, kills_ns: Sequence[int]) -> Iterator[Finding]:
+def _truth(ledger: Ledger, truth: Truth, kills_ns: Sequence[int], cut_span_s: float) -> Iterator[Finding]:
     """Attempts of the ledger and of the engine are the same ones, and they say the same."""
     rows = {row["id"]: row for row in ledger.attempts}
     seen = truth.by_request
@@ -272,7 +274,7 @@ def _truth(ledger: Ledger, truth: Truth, kills_ns: Sequence[int]) -> Iterator[Fi
                     "truth", row["id"], f"{row['outcome']} with {row['output']} tokens; no engine received it"
                 )
             continue
-        yield from _one_attempt(row, twins[0])
+        yield from _one_attempt(row, twins[0], cut_span_s)
         if kills_ns and row["error_code"] == RESTARTED and not any(_died_with(twins[0], at) for at in kills_ns):
             yield Finding("recovered", row["id"], "is said to have died with the platform; it did not")
 
@@ -284,7 +286,7 @@ def _died_with(engine: Attempt, killed_at_ns: int) -> bool:
     return engine.closed_at_ns is None or engine.closed_at_ns > killed_at_ns - SETTLED_WITHIN_NS
 
 
-def _one_attempt(row: Row, engine: Attempt) -> Iterator[Finding]:
+def _one_attempt(row: Row, engine: Attempt, cut_span_s: float) -> Iterator[Finding]:
     about = row["id"]
     yield from _shape(about, row)
     if engine.facts.get("n") not in (None, 1):
@@ -297,10 +299,10 @@ def _one_attempt(row: Row, engine: Attempt) -> Iterator[Finding]:
     elif row["error_code"] == "engine_failed" and engine.finish_reason is not None and not engine.faults:
         yield Finding("outcome", about, "engine_failed; the engine finished without a fault")
     if engine.closed_at_ns is not None:
-        yield from _tokens(row, engine)
+        yield from _tokens(row, engine, cut_span_s)
 
 
-def _tokens(row: Row, engine: Attempt) -> Iterator[Finding]:
+def _tokens(row: Row, engine: Attempt, cut_span_s: float) -> Iterator[Finding]:
     """Reported tokens equal the engine's; counted ones its chunks; a cut stream is billed for what came, never more."""
     about, report = row["id"], engine.reported_usage
     sent, billed = engine.tokens_sent, row["output"]
@@ -320,8 +322,8 @@ def _tokens(row: Row, engine: Attempt) -> Iterator[Finding]:
             yield Finding("tokens", about, f"counted {billed} tokens of {chunks} chunks")
         return
     shift = split_model(str(engine.facts.get("model")))[1].get("usage_shift")
-    if shift is None and not 0 <= sent - billed <= engine.tokens_made_in(CUT_SPAN_S):
-        bound = engine.tokens_made_in(CUT_SPAN_S)
+    bound = engine.tokens_made_in(cut_span_s)
+    if shift is None and not 0 <= sent - billed <= bound:
         yield Finding("tokens", about, f"cut: {sent} sent, {billed} billed; the difference may be 0 to {bound}")
 
 
