@@ -146,11 +146,11 @@ def measure_pairs(sides: tuple[Side, Side], load: str, pairs: int, first_trial: 
     return found
 
 
-def geometric_mean(ratios: Sequence[float]) -> tuple[float, float]:
-    """Of ratios, and its standard error (0 of a single one). Either side's twice as fast counts alike: 2 and 1/2 make 1."""
+def geometric_mean(ratios: Sequence[float]) -> tuple[float, float | None]:
+    """Of ratios, and its standard error (None of a single one). Twice as fast counts alike for either side: 2 and 1/2 make 1."""
     mean = statistics.geometric_mean(ratios)
     if len(ratios) == 1:
-        return mean, 0.0
+        return mean, None
     return mean, mean * statistics.stdev(math.log(ratio) for ratio in ratios) / math.sqrt(len(ratios))
 
 
@@ -175,7 +175,8 @@ def rows_of(load: str, pairs: Sequence[dict[str, Run]]) -> list[report.Row]:
         add("headwater", f"{metric}_max", max(values), "1")
     mean, error = geometric_mean(ratios)
     add("headwater", "tokens_per_s_ratio_mean", mean, "1")
-    add("headwater", "tokens_per_s_ratio_error", error, "1")
+    if error is not None:
+        add("headwater", "tokens_per_s_ratio_error", error, "1")
     add("headwater", "pair_count", len(pairs), "1")
     return rows
 
@@ -255,7 +256,8 @@ def sentence(rows: Sequence[report.Row]) -> str:
             )
     ratio, error = (figures.get("headwater", "mixed", f"tokens_per_s_ratio_{name}") for name in ("mean", "error"))
     if ratio is not None:
-        parts.append(f"with nothing shared throughput was {ratio:.3f} ± {error:.3f} of the bare engine's")
+        spread = "" if error is None else f" ± {error:.3f}"
+        parts.append(f"with nothing shared throughput was {ratio:.3f}{spread} of the bare engine's")
     return f"{SLOTS} slots, {BURST} at once: " + "; ".join(parts) + "."
 
 
